@@ -1,0 +1,211 @@
+"""The sample covariance as an operator, its noise variance, and what is left when the noise is taken away (theory: Section 3)."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hcl_jax.eigen import top_eigenpairs_of
+
+
+class SampleCovariance(eqx.Module):
+    """S = sample covariance with divisor ν = n − 1, held as a d × d matrix, or as centred rows X with S = XᵀX/ν.
+
+    `n` counts the samples behind S. It is an array, never static, so that a grid over n compiles once. The rows are the cheaper
+    form where there are fewer samples than features; every product then costs their size, and no d × d matrix is formed.
+
+    >>> S = SampleCovariance(jnp.diag(jnp.array([4.0, 1.0])), n=11)
+    >>> float(S.nu), S.product(jnp.ones((2, 1))).ravel().tolist()
+    (10.0, [4.0, 1.0])
+
+    Raises `ValueError` when `n` is below 2, or when the matrix is not square.
+    """
+
+    matrix: Float[Array, "d d"] | None
+    data: Float[Array, "rows d"] | None
+    n: Float[Array, ""]
+
+    def __init__(
+        self,
+        matrix: Float[Array, "d d"] | None = None,
+        *,
+        n: float | Float[Array, ""],
+        data: Float[Array, "rows d"] | None = None,
+    ):
+        if (matrix is None) == (data is None):
+            raise ValueError("matrix, data: expected exactly one of the two")
+        held = matrix if data is None else data
+        if matrix is not None and (matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]):
+            raise ValueError(f"matrix: has shape {matrix.shape}; expected a square matrix")
+        if not isinstance(n, jax.core.Tracer) and not float(n) >= 2:
+            raise ValueError(f"n: is {float(n):g}; expected at least 2 samples")
+        self.matrix, self.data, self.n = matrix, data, jnp.asarray(n, dtype=held.dtype)
+
+    @classmethod
+    def from_data(cls, views: Sequence[Float[Array, "n _d"]]) -> "SampleCovariance":
+        """The covariance of the samples of all views together: a matrix, or centred rows where there are fewer rows than features.
+
+        Raises `ValueError` that names the view when its number of rows differs from the first view's or a value is not finite.
+        """
+        n = views[0].shape[0]
+        for number, view in enumerate(views, start=1):
+            if view.ndim != 2 or view.shape[0] != n:
+                raise ValueError(f"views: view {number} has shape {view.shape}; expected {n} rows, as view 1 has")
+            if not bool(jnp.isfinite(view).all()):
+                raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
+        stacked = jnp.concatenate([jnp.asarray(view) for view in views], axis=1)
+        centred = stacked - stacked.mean(axis=0, keepdims=True)
+        if n <= stacked.shape[1]:
+            return cls(data=centred, n=n)
+        return cls(centred.T @ centred / (n - 1), n=n)
+
+    @property
+    def nu(self) -> Float[Array, ""]:
+        """ν = n − 1, the degrees of freedom."""
+        return self.n - 1
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.n.dtype
+
+    @property
+    def n_features(self) -> int:
+        return (self.data if self.matrix is None else self.matrix).shape[1]
+
+    def product(self, vectors: Float[Array, "d k"], rows: slice = slice(None)) -> Float[Array, "d k"]:
+        """S V; with `rows`, S[:, rows] V for a V that has those rows only."""
+        if self.matrix is not None:
+            return self.matrix[:, rows] @ vectors
+        return self.data.T @ (self.data[:, rows] @ vectors) / self.nu
+
+    def block(self, rows: slice, columns: slice) -> Float[Array, "rows columns"]:
+        """The block S[rows, columns] as a matrix."""
+        if self.matrix is not None:
+            return self.matrix[rows, columns]
+        return self.data[:, rows].T @ self.data[:, columns] / self.nu
+
+    def variances(self) -> Float[Array, " d"]:
+        """The diagonal of S."""
+        if self.matrix is not None:
+            return jnp.diagonal(self.matrix)
+        return jnp.sum(self.data**2, axis=0) / self.nu
+
+    def trace(self) -> Float[Array, ""]:
+        return self.variances().sum()
+
+    def squared_norm(self) -> Float[Array, ""]:
+        """‖S‖_F²."""
+        if self.matrix is not None:
+            return jnp.sum(self.matrix**2)
+        return jnp.sum((self.data @ self.data.T) ** 2) / self.nu**2
+
+    def top_eigenpairs(self, k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:
+        """The k largest eigenvalues of S, descending, and their eigenvectors.
+
+        Held as rows fewer than features, S has at most as many non-zero eigenvalues as there are rows: further ones are 0, with zero vectors.
+        """
+        if self.matrix is not None:
+            return top_eigenpairs_of(self.matrix, k)
+        rows, _ = self.data.shape
+        if rows >= self.n_features:
+            return top_eigenpairs_of(self.block(slice(None), slice(None)), k)
+        values, left = top_eigenpairs_of(self.data @ self.data.T / self.nu, min(k, rows))
+        visible = values > 10 * rows * jnp.finfo(self.dtype).eps * values[0]
+        scale = jnp.where(visible, 1 / jnp.sqrt(jnp.where(visible, values * self.nu, 1)), 0)
+        missing = k - min(k, rows)
+        return jnp.pad(jnp.where(visible, values, 0), (0, missing)), jnp.pad(self.data.T @ (left * scale[None, :]), ((0, 0), (0, missing)))
+
+
+class DenoisedCovariance(eqx.Module):
+    """S̃ = S − σ̂² I, known through its products."""
+
+    covariance: SampleCovariance
+    noise_variance: Float[Array, ""]
+
+    def product(self, vectors: Float[Array, "d k"]) -> Float[Array, "d k"]:
+        """S̃ V."""
+        return self.covariance.product(vectors) - self.noise_variance * vectors
+
+    def squared_norm(self) -> Float[Array, ""]:
+        """‖S̃‖_F²."""
+        S, noise = self.covariance, self.noise_variance
+        return S.squared_norm() - 2 * noise * S.trace() + S.n_features * noise**2
+
+
+class LowRankCovariance(eqx.Module):
+    """L Lᵀ for a d × k factor L."""
+
+    factor: Float[Array, "d k"]
+
+    def product(self, vectors: Float[Array, "d k"]) -> Float[Array, "d k"]:
+        """L Lᵀ V."""
+        return self.factor @ (self.factor.T @ vectors)
+
+    def squared_norm(self) -> Float[Array, ""]:
+        """‖L Lᵀ‖_F²."""
+        return jnp.sum((self.factor.T @ self.factor) ** 2)
+
+
+def noise_variance(covariance: SampleCovariance, top_values: Float[Array, " K"]) -> Float[Array, ""]:
+    """σ̂² = mean of the d − K smallest eigenvalues of S, from its trace and its K largest eigenvalues."""
+    remaining = covariance.n_features - top_values.shape[0]
+    if remaining < 1:
+        raise ValueError(f"top_values: has {top_values.shape[0]} eigenvalues; expected fewer than the {covariance.n_features} features")
+    return jnp.maximum((covariance.trace() - top_values.sum()) / remaining, 0)
+
+
+def spiked_signal(
+    top_values: Float[Array, " K"], noise: Float[Array, ""], gamma: Float[Array, ""]
+) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+    """The population signal eigenvalues σ²(ℓ − 1) behind sample eigenvalues, and their cosines c² (0 below the threshold).
+
+    Spiked model with aspect ratio γ = d/ν: x = λ/σ² lies above (1 + √γ)² when the signal is visible, and then
+    ℓ = (x + 1 − γ + √((x + 1 − γ)² − 4x))/2, c² = (1 − γ/(ℓ−1)²)/(1 + γ/(ℓ−1)) (Donoho, Gavish and Johnstone 2018).
+    Below the threshold the signal is put at its edge σ²√γ.
+    """
+    safe_noise = jnp.where(noise > 0, noise, 1)
+    x = top_values / safe_noise
+    visible = (x > (1 + jnp.sqrt(gamma)) ** 2) & (noise > 0)
+    x = jnp.where(visible, x, (1 + jnp.sqrt(gamma)) ** 2 + 1)
+    spike = (x + 1 - gamma + jnp.sqrt(jnp.maximum((x + 1 - gamma) ** 2 - 4 * x, 0))) / 2 - 1
+    cosine_sq = (1 - gamma / spike**2) / (1 + gamma / spike)
+    signal = jnp.where(visible, noise * spike, noise * jnp.sqrt(gamma))
+    no_noise = noise <= 0
+    return jnp.where(no_noise, top_values, signal), jnp.where(no_noise, 1.0, jnp.where(visible, cosine_sq, 0.0))
+
+
+def corrected_noise_variance(covariance: SampleCovariance, top_values: Float[Array, " K"], rounds: int = 10) -> Float[Array, ""]:
+    """σ̂² freed from its downward bias when γ = d/ν is not small (after Passemier, Li and Yao 2017).
+
+    Rounds of σ² ← σ̂²(1 + b√(2γ)/(d − K)) with b = √(γ/2)(K + σ² Σ_k 1/a_k), a_k the signal eigenvalues of `spiked_signal`.
+    """
+    d, n_factors = covariance.n_features, top_values.shape[0]
+    gamma = d / covariance.nu
+    biased = noise_variance(covariance, top_values)
+
+    def correct(_, noise):
+        signal, _ = spiked_signal(top_values, noise, gamma)
+        b = jnp.sqrt(gamma / 2) * (n_factors + jnp.sum(noise / jnp.where(signal > 0, signal, jnp.inf)))
+        return biased * (1 + b * jnp.sqrt(2 * gamma) / (d - n_factors))
+
+    return jax.lax.fori_loop(0, rounds, correct, biased)
+
+
+def denoised_factor(covariance: SampleCovariance, n_factors: int) -> tuple[Float[Array, "d K"], Float[Array, ""]]:
+    """(L, σ̂²): L Lᵀ is the best rank-K approximation of S̃ = S − σ̂² I, negative eigenvalues clipped at 0."""
+    values, vectors = covariance.top_eigenpairs(n_factors)
+    noise = noise_variance(covariance, values)
+    return vectors * jnp.sqrt(jnp.maximum(values - noise, 0))[None, :], noise
+
+
+def shrunk_factor(covariance: SampleCovariance, n_factors: int) -> tuple[Float[Array, "d K"], Float[Array, ""]]:
+    """(L, σ²): L Lᵀ has the top-K eigenvectors of S and eigenvalues shrunk for Frobenius loss, σ²(ℓ − 1)c² or 0 where invisible.
+
+    σ² is `corrected_noise_variance`. Source: Donoho, Gavish and Johnstone (2018), spiked covariance model.
+    """
+    values, vectors = covariance.top_eigenpairs(n_factors)
+    noise = corrected_noise_variance(covariance, values)
+    signal, cosine_sq = spiked_signal(values, noise, covariance.n_features / covariance.nu)
+    return vectors * jnp.sqrt(signal * cosine_sq)[None, :], noise

@@ -1,0 +1,198 @@
+"""Maximum likelihood in the hierarchical factor model (theory: Section 3)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hcl_jax.covariance import SampleCovariance, denoised_factor
+from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
+from hcl_jax.estimators.spectral import structured_loadings
+from hcl_jax.fisher import FisherOperator, minus_half_gradient, noise_gradient, noise_groups
+from hcl_jax.structure import Hierarchy
+
+CG_STEPS = 4  # of the Fisher scoring equations, per step
+CG_TOLERANCE = 0.03
+
+
+class _Line(NamedTuple):
+    """All that the likelihood needs along (F + tV, ψ + tδ): K × K matrices, quadratic in t, per group p or pair of groups (p, q)."""
+
+    inner: Float[Array, "3 g K K"]  # coefficients of F_pᵀF_p
+    quadratic: Float[Array, "3 g g K K"]  # coefficients of F_pᵀ S_pq F_q
+    noise: Float[Array, "2 g"]
+    sizes: Float[Array, " g"]
+    traces: Float[Array, " g"]
+
+    def objective(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """log det Σ + tr(Σ⁻¹S) at step t; infinite where a noise variance is not positive."""
+        powers = jnp.stack([jnp.ones_like(t), t, t**2])
+        noise = self.noise[0] + t * self.noise[1]
+        valid = (noise > 0).all()
+        noise = jnp.where(noise > 0, noise, 1)
+        W = jnp.einsum("t,tpij,p->ij", powers, self.inner, 1 / noise) + jnp.eye(self.inner.shape[-1], dtype=noise.dtype)
+        Q = jnp.einsum("t,tpqij,p,q->ij", powers, self.quadratic, 1 / noise, 1 / noise)
+        chol = jnp.linalg.cholesky(W)
+        log_det = jnp.sum(self.sizes * jnp.log(noise)) + 2 * jnp.sum(jnp.log(jnp.diagonal(chol)))
+        fit = jnp.sum(self.traces / noise) - jnp.trace(jax.scipy.linalg.cho_solve((chol, True), Q))
+        return jnp.where(valid, log_det + fit, jnp.inf)
+
+
+class _Problem(NamedTuple):
+    covariance: SampleCovariance
+    hierarchy: Hierarchy
+    groups: tuple[slice, ...]
+
+    def images(self, F: Float[Array, "d K"]) -> Float[Array, "g d K"]:
+        """S[:, p] F_p for every group p of features."""
+        return jnp.stack([self.covariance.product(F[g], g) for g in self.groups])
+
+    def line(self, F, images, V, V_images, noise, change) -> _Line:
+        """The likelihood along (V, change), from products that are at hand."""
+        groups = self.groups
+        FF, FV, VV = (jnp.stack([A[g].T @ B[g] for g in groups]) for A, B in ((F, F), (F, V), (V, V)))
+
+        def pairs(A, B_images):
+            return jnp.stack([jnp.stack([A[p].T @ image[p] for image in B_images]) for p in groups])
+
+        FSF, FSV, VSV = pairs(F, images), pairs(F, V_images), pairs(V, V_images)
+        cross = FSV + jnp.transpose(FSV, (1, 0, 3, 2))
+        variances = self.covariance.variances()
+        return _Line(
+            jnp.stack([FF, FV + jnp.swapaxes(FV, 1, 2), VV]),
+            jnp.stack([FSF, cross, VSV]),
+            jnp.stack([noise, change]),
+            jnp.array([g.stop - g.start for g in groups], F.dtype),
+            jnp.stack([variances[g].sum() for g in groups]),
+        )
+
+    def scoring(self, F, images, noise):
+        """(operator, right-hand side of the scoring equations, relative size of the gradient)."""
+        operator = FisherOperator(F, noise, self.hierarchy, self.groups)
+        precision, image = operator.precision, operator.image
+        covariance_image = precision.solve_core(jnp.einsum("pdk,p->dk", images, 1 / noise).T).T
+        right = minus_half_gradient(precision, image, covariance_image, self.hierarchy)
+        right_noise = -noise_gradient(precision, image, covariance_image, self.covariance, self.groups) / 2
+        scale = jnp.linalg.norm(jnp.where(self.hierarchy.mask, image, 0))
+        sizes = jnp.array([g.stop - g.start for g in self.groups], F.dtype)
+        relative = jnp.maximum(jnp.linalg.norm(right) / scale, jnp.max(jnp.abs(right_noise) * noise / sizes))
+        return operator, (right, right_noise), relative
+
+
+def _dot(a, b) -> Float[Array, ""]:
+    return jnp.sum(a[0] * b[0]) + jnp.sum(a[1] * b[1])
+
+
+def _combine(a, b, factor):
+    return jax.tree.map(lambda x, y: x + factor * y, a, b)
+
+
+def line_step(line: _Line) -> Float[Array, ""]:
+    """A step that lowers the objective: the better of t = 1 and the secant step after it, halved until it does; 0 if none does."""
+    value_and_slope = jax.value_and_grad(line.objective)
+    zero = jnp.zeros((), line.noise.dtype)
+    start, slope = value_and_slope(zero)
+    shrinking = jnp.where(line.noise[1] < 0, -line.noise[0] / jnp.where(line.noise[1] < 0, line.noise[1], -1), jnp.inf)
+    first = jnp.minimum(1, jnp.min(shrinking) / 2)
+    value, first_slope = value_and_slope(first)
+    curved = first_slope > slope
+    second = jnp.where(curved, -slope * first / jnp.where(curved, first_slope - slope, 1), 2 * first)
+    second = jnp.clip(second, first / 10, first * 4)
+    second_value, second_slope = value_and_slope(second)
+    slack = 10 * jnp.finfo(start.dtype).eps * jnp.abs(start)  # what rounding may add at the end, where steps gain less than that
+    better = (second_value <= value + slack) & (jnp.abs(second_slope) <= jnp.abs(first_slope)) & jnp.isfinite(second_value)
+    t = jnp.where(better, second, first)
+
+    def halve(state):
+        t, _, tries = state
+        return t / 2, line.objective(t / 2), tries + 1
+
+    state = (t, jnp.where(better, second_value, value), 0)
+    t, value, _ = jax.lax.while_loop(lambda s: ~(s[1] <= start + slack) & (s[2] < 30), halve, state)
+    return jnp.where(value <= start + slack, t, 0)
+
+
+def maximise_likelihood(
+    covariance: SampleCovariance,
+    hierarchy: Hierarchy,
+    start: Float[Array, "d K"],
+    start_noise: Float[Array, " groups"],
+    groups: tuple[slice, ...],
+    tolerance: float,
+    max_steps: int,
+) -> Estimate:
+    """Fisher scoring made conjugate: directions of the scoring equations, combined as in nonlinear conjugate gradients (Polak and Ribière).
+
+    One product with S a step: along a line the likelihood is a function of K × K matrices alone. Stops when the gradient, relative
+    to ‖Σ⁻¹F∘mask‖_F for the loadings and to the number of features for each log σ², is at most `tolerance`.
+    """
+    problem = _Problem(covariance, hierarchy, groups)
+
+    def advance(state):
+        F, images, noise, momentum, alignment, step = state[:6]
+        operator, gradient, _ = problem.scoring(F, images, noise)
+        scored = operator.solve(gradient, CG_TOLERANCE, CG_STEPS)
+        previous, old_gradient = momentum
+        new_alignment = _dot(gradient, scored)
+        beta = jnp.maximum((new_alignment - _dot(scored, old_gradient)) / jnp.where(alignment > 0, alignment, 1), 0)
+        direction = _combine(scored, previous, beta)
+        ascends = _dot(direction, gradient) > 0
+        direction = jax.tree.map(lambda a, b: jnp.where(ascends, a, b), direction, scored)
+        V, change = direction
+        V_images = problem.images(V)
+        t = line_step(problem.line(F, images, V, V_images, noise, change))
+        F, images, noise = F + t * V, images + t * V_images, noise + t * change
+        _, _, relative = problem.scoring(F, images, noise)
+        return F, images, noise, (direction, gradient), new_alignment, step + 1, relative, t > 0
+
+    zero = (jnp.zeros_like(start), jnp.zeros_like(start_noise))
+    images = problem.images(start)
+    _, _, relative = problem.scoring(start, images, start_noise)
+    state = (start, images, start_noise, (zero, zero), jnp.zeros((), start.dtype), 0, relative, jnp.array(True))
+    state = jax.lax.while_loop(lambda s: (s[6] > tolerance) & s[7] & (s[5] < max_steps), advance, state)
+    F, images, noise, _, _, steps, relative, _ = state
+    still = problem.line(F, images, jnp.zeros_like(F), jnp.zeros_like(images), noise, jnp.zeros_like(noise))
+    objective = still.objective(jnp.zeros((), F.dtype)) + F.shape[0] * jnp.log(2 * jnp.pi)
+    return finished(F, noise if len(groups) > 1 else noise[0], relative <= tolerance, steps, objective)
+
+
+def check_degrees_of_freedom(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
+    """Raise `ValueError` when K ≥ ν: the likelihood is then unbounded. (Where n is traced, its caller has checked.)"""
+    if not isinstance(covariance.n, jax.core.Tracer) and hierarchy.n_factors >= float(covariance.nu):
+        raise ValueError(
+            f"hierarchy: has K = {hierarchy.n_factors} factors for ν = n − 1 = {float(covariance.nu):g} degrees of freedom; "
+            "the likelihood is unbounded unless K < ν"
+        )
+
+
+def positive_noise(noise: Float[Array, ""], covariance: SampleCovariance) -> Float[Array, ""]:
+    """A noise variance to start from that is not zero: at least a 1e-6th of the mean variance."""
+    return jnp.maximum(noise, 1e-6 * covariance.trace() / covariance.n_features)
+
+
+def hcl_ml(
+    covariance: SampleCovariance,
+    hierarchy: Hierarchy,
+    *,
+    noise_per_modality: bool = False,
+    tolerance: float | None = None,
+    max_steps: int = 500,
+) -> Estimate:
+    """`hcl-ml`: minimises log det Σ + tr(Σ⁻¹S), Σ = FFᵀ + Ψ, over masked F and the noise variance, from `hcl-svd`.
+
+    With `noise_per_modality`, Ψ has one variance per modality, and `noise_variance` of the estimate is the vector of them. The
+    objective is −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν.
+    """
+    check_degrees_of_freedom(covariance, hierarchy)
+    tolerance = default_tolerance(covariance.dtype, double=1e-7) if tolerance is None else tolerance
+    groups = noise_groups(hierarchy, noise_per_modality)
+    factor, noise = denoised_factor(covariance, hierarchy.n_factors)
+    start = structured_loadings(factor, hierarchy)
+    if noise_per_modality:
+        left = covariance.variances() - jnp.sum(start**2, axis=1)
+        start_noise = jnp.stack([jnp.maximum(jnp.mean(left[g]), noise / 10) for g in groups])
+    else:
+        start_noise = noise[None]
+    start_noise = positive_noise(start_noise, covariance)
+    return maximise_likelihood(covariance, hierarchy, start, start_noise, groups, tolerance, max_steps)

@@ -1,0 +1,29 @@
+"""The experiment engine: replicates as pure functions, sweeps over cells, results on disk."""
+
+from hcl_jax.experiments.cell import FITTED, Cell, fitted_hierarchy
+from hcl_jax.experiments.dry_run import format_costs, project_costs
+from hcl_jax.experiments.replicate import analyse, draw
+from hcl_jax.experiments.runtime import CompilationCounter, configure
+from hcl_jax.experiments.store import OutputError, Store, read_results
+from hcl_jax.experiments.summary import format_summary, summarise
+from hcl_jax.experiments.sweep import Execution, Sweep, run_sweep
+
+__all__ = [
+    "FITTED",
+    "Cell",
+    "CompilationCounter",
+    "Execution",
+    "OutputError",
+    "Store",
+    "Sweep",
+    "analyse",
+    "configure",
+    "draw",
+    "fitted_hierarchy",
+    "format_costs",
+    "format_summary",
+    "project_costs",
+    "read_results",
+    "run_sweep",
+    "summarise",
+]

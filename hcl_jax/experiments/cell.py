@@ -1,0 +1,151 @@
+"""A cell of a study: everything that changes shapes or distributions, named by content; and hierarchies that are wrong on purpose."""
+
+import zlib
+from dataclasses import dataclass
+
+from hcl_jax.structure import Hierarchy, Structure, full_lattice, structure_name
+
+FITTED = ("true", "missing", "extra", "low", "high", "merged")
+SAMPLINGS = ("wishart", "data")
+RANK_SHIFT = 2  # how far `low` and `high` are from the true ranks
+NAME_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of the recovery study: the truth's hierarchy, how it is sampled, and the hierarchy that is fitted."""
+
+    hierarchy: Hierarchy
+    n: int
+    noise_variance: float
+    latent: str = "gaussian"
+    sampling: str = "wishart"
+    """`wishart` draws the covariance itself, `data` draws samples and accumulates them."""
+    loadings: str = ""
+    """Label of the real data whose fit is the truth; empty where each replicate draws its own loadings."""
+    fitted: str = "true"
+    """Which hierarchy is fitted: one of `FITTED`."""
+
+    def __post_init__(self) -> None:
+        _check_choice("sampling", self.sampling, SAMPLINGS)
+        _check_choice("hierarchies", self.fitted, FITTED)
+        if self.n < 2:
+            raise ValueError(f"n_grid: holds {self.n}; expected at least 2 samples")
+        if not 0 < self.noise_variance < float("inf"):
+            raise ValueError(f"noise_variance: is {self.noise_variance}; expected a positive number")
+        if self.latent != "gaussian" and self.sampling == "wishart":
+            raise ValueError(f"sampling: is 'wishart' with {self.latent} latents; expected 'data', for only Gaussian ones are Wishart")
+
+    @property
+    def fitted_hierarchy(self) -> Hierarchy:
+        return fitted_hierarchy(self.hierarchy, self.fitted)
+
+    @property
+    def draw_name(self) -> str:
+        """Names the data: everything but the hierarchy that is fitted to them, so that fits of different hierarchies are paired."""
+        fields = {"dims": "x".join(map(str, self.hierarchy.dims)), **_rank_field(self.hierarchy)}
+        fields |= {"n": str(self.n), "noise_variance": format(self.noise_variance, ".12g")}
+        optional = {"latent": "gaussian", "sampling": "wishart", "loadings": ""}
+        fields |= {name: getattr(self, name) for name, default in optional.items() if getattr(self, name) != default}
+        return ",".join(f"{name}={value}" for name, value in fields.items())
+
+    @property
+    def name(self) -> str:
+        """`key=value` in a fixed order, defaults left out; beyond 120 characters cut and completed by its crc32."""
+        name = self.draw_name + (f",fitted={self.fitted}" if self.fitted != "true" else "")
+        if len(name) <= NAME_LENGTH:
+            return name
+        return f"{name[: NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
+
+    @property
+    def draw_checksum(self) -> int:
+        """What the cell's data fold into the root key."""
+        return zlib.crc32(self.draw_name.encode())
+
+    def columns(self) -> dict[str, str | int | float]:
+        """The cell's columns of a tidy table."""
+        ranks = {rank for _, rank in self.hierarchy.ranks}
+        return {
+            "cell": self.name,
+            "n": self.n,
+            "noise_variance": self.noise_variance,
+            "rank": ranks.pop() if len(ranks) == 1 else -1,
+            "latent": self.latent,
+            "sampling": self.sampling,
+            "loadings": self.loadings,
+            "fitted": self.fitted,
+            "dims": "x".join(map(str, self.hierarchy.dims)),
+            "structures": ",".join(map(structure_name, self.hierarchy.structures)),
+            "ranks": ",".join(str(rank) for _, rank in self.hierarchy.ranks),
+        }
+
+
+def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{argument}: unknown {value!r}; expected one of {', '.join(choices)}")
+
+
+def _rank_field(hierarchy: Hierarchy) -> dict[str, str]:
+    ranks = {rank for _, rank in hierarchy.ranks}
+    if len(ranks) == 1 and hierarchy.structures == full_lattice(hierarchy.n_modalities):
+        return {"rank": str(ranks.pop())}
+    return {"ranks": "+".join(f"{structure_name(s)}r{rank}" for s, rank in hierarchy.ranks)}
+
+
+def fitted_hierarchy(hierarchy: Hierarchy, variant: str) -> Hierarchy:
+    """The hierarchy that an estimator is told, when the truth's is `hierarchy`.
+
+    | variant | what is fitted |
+    |---|---|
+    | `true` | the true hierarchy |
+    | `missing` | without the first of the smallest shared structures: 12 of the full lattice |
+    | `extra` | with the first absent structure, pairs first, of the first structure's rank: needs a truth that lacks one |
+    | `low`, `high` | every rank 2 lower (a structure that reaches 0 is gone), or 2 higher |
+    | `merged` | modalities 1 and 2 taken for one: they stand together in every structure, and ranks that coincide add up |
+
+    >>> str(fitted_hierarchy(Hierarchy.full((9, 9, 9), 1), "merged"))
+    '123:3,12:3,3:1'
+
+    Raises `ValueError` where the variant makes no sense for this hierarchy, or its ranks exceed a dimension.
+    """
+    _check_choice("hierarchies", variant, FITTED)
+    ranks = dict(hierarchy.ranks)
+    match variant:
+        case "missing":
+            del ranks[_first_shared(hierarchy)]
+        case "extra":
+            ranks[_first_absent(hierarchy)] = hierarchy.ranks[0][1]
+        case "low":
+            ranks = {s: max(rank - RANK_SHIFT, 0) for s, rank in ranks.items()}
+        case "high":
+            ranks = {s: rank + RANK_SHIFT for s, rank in ranks.items()}
+        case "merged":
+            ranks = _merged_ranks(hierarchy)
+    try:
+        return Hierarchy(hierarchy.dims, ranks)
+    except ValueError as error:
+        raise ValueError(f"hierarchies: {variant!r} cannot be fitted here, {error}") from None
+
+
+def _first_shared(hierarchy: Hierarchy) -> Structure:
+    shared = [s for s in hierarchy.structures if len(s) > 1]
+    if not shared or len(hierarchy.structures) < 2:
+        raise ValueError("hierarchies: 'missing' leaves nothing out here; expected a shared structure beside others")
+    return min(shared, key=len)
+
+
+def _first_absent(hierarchy: Hierarchy) -> Structure:
+    absent = [s for s in full_lattice(hierarchy.n_modalities) if s not in hierarchy.structures]
+    if not absent:
+        raise ValueError("hierarchies: 'extra' has no structure to add; expected a truth that lacks one (see --structures)")
+    return min(absent, key=lambda s: (len(s) != 2, s))
+
+
+def _merged_ranks(hierarchy: Hierarchy) -> dict[Structure, int]:
+    if hierarchy.n_modalities < 2:
+        raise ValueError("hierarchies: 'merged' needs modalities 1 and 2; expected at least two")
+    ranks: dict[Structure, int] = {}
+    for s, rank in hierarchy.ranks:
+        together = tuple(sorted({*s, 1, 2})) if {1, 2} & set(s) else s
+        ranks[together] = ranks.get(together, 0) + rank
+    return ranks

@@ -1,0 +1,108 @@
+"""How an entry point sets JAX up: precision, host devices, threads, compilation cache. Called before anything is computed."""
+
+import os
+import platform
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import scipy.linalg  # noqa: F401  # loads the LAPACK that JAX calls, so that `threadpool_limits` reaches it
+from threadpoolctl import threadpool_limits
+
+DTYPES = ("float32", "float64")
+CACHE_VARIABLE = "HCL_COMPILATION_CACHE"  # a folder, or 0 for no cache
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def configure(dtype: str = "float64", devices: int | None = None) -> None:
+    """Set JAX up for a study whose replicates do not depend on the number of devices.
+
+    On a CPU every core (or as many as `devices` says) becomes a host device that computes on one thread, in XLA and in LAPACK:
+    replicates are spread over the devices, and no result depends on how a single product was divided. Products in float32 run
+    at full precision. Compiled programs are kept in the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose
+    devices are in use already, the devices stay as they are.
+
+    Raises `ValueError` for an unknown dtype or a number of devices below 1.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: unknown {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if devices is not None and devices < 1:
+        raise ValueError(f"devices: is {devices}; expected at least 1")
+    _single_threaded_devices(devices or _available_cores())
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    _enable_compilation_cache()
+    threadpool_limits(1)
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _single_threaded_devices(devices: int) -> None:
+    flag = "--xla_cpu_multi_thread_eigen=false"
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if not f.startswith("--xla_cpu_multi_thread_eigen")), flag])
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # the devices are in use already: a test or a notebook
+        return
+
+
+def _machine_kind() -> str:
+    """A short name of the processor: compiled programs are not for machines of another kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:
+        features = platform.processor()
+    return f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
+
+
+def _enable_compilation_cache() -> None:
+    setting = os.environ.get(CACHE_VARIABLE, "")
+    if setting == "0":
+        return
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(setting) if setting else user_cache / "hcl_jax"
+    try:
+        (folder / _machine_kind()).mkdir(parents=True, exist_ok=True)
+    except OSError:  # no home to write to: compile each time
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder / _machine_kind()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def describe() -> dict[str, object]:
+    """Versions, devices and precision of this process, for the manifest."""
+    packages = ("hcl_jax", "jax", "jaxlib", "equinox", "numpy", "polars")
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "machine": _machine_kind()},
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+    }
+
+
+class CompilationCounter:
+    """Counts the programs that XLA is asked for while the block runs: each once, whether compiled or found in the cache.
+
+    >>> with CompilationCounter() as compilations:
+    ...     _ = jax.jit(lambda x: x + 3)(1.0)
+    >>> compilations.count >= 1
+    True
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _listen(self, event: str, _duration: float, **_: object) -> None:
+        self.count += event == _COMPILE_EVENT
+
+    def __enter__(self) -> "CompilationCounter":
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)

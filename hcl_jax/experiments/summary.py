@@ -1,0 +1,95 @@
+"""The table that ends a study: mean ± Monte Carlo standard error by method and n, beside the limit."""
+
+import polars as pl
+
+from hcl_jax.experiments.cell import Cell
+
+LIMIT = "cramer-rao"
+_SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
+
+
+def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFrame:
+    """One row a setting, method and n: `mean` and its standard error `sem` over the replicates with a finite value, the `limit`
+    (root mean square over the same draws), their `ratio`, and how many replicates were `non_finite` or `out_of_steps`.
+
+    A metric by structure or block is first averaged within the replicate.
+    """
+    rows = table.filter(pl.col("metric") == metric)
+    by_replicate = rows.group_by(*_SETTING, "n", "method", "replicate", maintain_order=True).agg(
+        pl.col("value").mean(), (pl.col("value") ** 2).mean().alias("square"), pl.col("status").first()
+    )
+    finite = pl.col("value").is_finite()
+    summary = by_replicate.group_by(*_SETTING, "n", "method", maintain_order=True).agg(
+        pl.col("value").filter(finite).mean().alias("mean"),
+        (pl.col("value").filter(finite).std() / finite.sum().sqrt()).alias("sem"),
+        pl.col("square").filter(finite).mean().sqrt().alias("root_mean_square"),
+        pl.len().alias("replicates"),
+        (pl.col("status") == 2).sum().alias("non_finite"),
+        (pl.col("status") == 1).sum().alias("out_of_steps"),
+    )
+    limits = summary.filter(pl.col("method") == LIMIT).select(*_SETTING, "n", pl.col("root_mean_square").alias("limit"))
+    joined = summary.join(limits, on=[*_SETTING, "n"], how="left", maintain_order="left")
+    return joined.with_columns((pl.col("mean") / pl.col("limit")).alias("ratio")).drop("root_mean_square")
+
+
+def select_results(table: pl.DataFrame, cells: tuple[Cell, ...], methods: tuple[str, ...], replicates: int) -> pl.DataFrame:
+    """What a study asked for, of everything that its folder holds; methods in the study's order."""
+    names = [cell.name for cell in cells]
+    asked = pl.col("cell").is_in(names) & pl.col("method").is_in(methods) & (pl.col("replicate") < replicates)
+    return table.filter(asked).sort(
+        pl.col("cell").replace_strict(names, range(len(names)), default=-1),
+        pl.col("method").replace_strict(methods, range(len(methods)), default=-1),
+        "replicate",
+        maintain_order=True,
+    )
+
+
+def format_summary(summary: pl.DataFrame, metric: str) -> str:
+    """The summary as text, one table a setting."""
+    blocks = []
+    for _, group in summary.group_by(*_SETTING, maintain_order=True):
+        blocks.append("\n".join([_title(group, metric), *_lines(group), *_failures(group)]))
+    return "\n\n".join(blocks) or f"no results for {metric}"
+
+
+def _title(group: pl.DataFrame, metric: str) -> str:
+    row = group.row(0, named=True)
+    ranks = "+".join(f"{s}:{r}" for s, r in zip(row["structures"].split(","), row["ranks"].split(","), strict=True))
+    parts = [f"dims {row['dims']}", f"ranks {ranks}", f"noise variance {row['noise_variance']:g}"]
+    defaults = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true"}
+    parts += [f"{name} {row[name]}" for name, default in defaults.items() if row[name] != default]
+    return f"{metric}, mean ± standard error (ratio to the limit); {', '.join(parts)}"
+
+
+def _lines(group: pl.DataFrame) -> list[str]:
+    sizes = group["n"].unique().sort().to_list()
+    methods = [m for m in group["method"].unique(maintain_order=True) if m != LIMIT]
+    cells = {(row["method"], row["n"]): row for row in group.iter_rows(named=True)}
+    width = max(len(LIMIT), *map(len, methods), 6) if methods else len(LIMIT)
+    lines = [f"{'method':{width}}" + "".join(f"{'n = ' + str(n):>28}" for n in sizes)]
+    lines += [f"{m:{width}}" + "".join(f"{_entry(cells.get((m, n))):>28}" for n in sizes) for m in methods]
+    if (LIMIT, sizes[0]) in cells:
+        entries = [cells.get((LIMIT, n)) for n in sizes]
+        lines.append(f"{LIMIT:{width}}" + "".join(f"{'' if e is None else _number(e['limit']):>28}" for e in entries))
+    return lines
+
+
+def _entry(row: dict | None) -> str:
+    if row is None or row["mean"] is None:
+        return "" if row is None else "no finite value"
+    ratio = f" ({row['ratio']:.3f})" if row["ratio"] is not None else ""
+    sem = _number(row["sem"]) if row["sem"] is not None else "?"
+    return f"{_number(row['mean'])} ± {sem}{ratio}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _failures(group: pl.DataFrame) -> list[str]:
+    totals = group.group_by("method", maintain_order=True).agg(pl.col("replicates", "non_finite", "out_of_steps").sum())
+    return [
+        f"{row['method']}: of {row['replicates']} replicates {row['non_finite']} non-finite, {row['out_of_steps']} out of steps"
+        for row in totals.iter_rows(named=True)
+        if row["non_finite"] or row["out_of_steps"]
+    ]

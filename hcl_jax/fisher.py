@@ -1,0 +1,158 @@
+"""The Fisher information of the hierarchical factor model, as an operator that never forms a d × d matrix (theory: Sections 3 and 6).
+
+Parameters are (V, τ): V a masked d × K change of the loadings, τ a change of the noise variance, one number or one per group of
+features. They move Σ by D = VFᵀ + FVᵀ + diag(τ). The operator is H with ⟨(V', τ'), H(V, τ)⟩ = ½ tr(Σ⁻¹DΣ⁻¹D'), so that νH is the
+Fisher information of ν degrees of freedom.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.structure import Hierarchy
+
+Parameters = tuple[Float[Array, "d K"], Float[Array, " groups"]]
+
+
+def noise_groups(hierarchy: Hierarchy, per_modality: bool) -> tuple[slice, ...]:
+    """The rows that share a noise variance: all features together, or one group per modality."""
+    if per_modality:
+        return tuple(hierarchy.rows(m) for m in hierarchy.modalities)
+    return (slice(0, hierarchy.n_features),)
+
+
+def by_feature(values: Float[Array, " groups"], groups: tuple[slice, ...]) -> Float[Array, "d 1"]:
+    """A group's value repeated over its features, as a column."""
+    sizes = np.array([g.stop - g.start for g in groups])
+    return jnp.repeat(values, sizes, total_repeat_length=int(sizes.sum()))[:, None]
+
+
+class FactorPrecision(eqx.Module):
+    """Σ⁻¹ for Σ = FFᵀ + Ψ, through W = I + FᵀΨ⁻¹F (Woodbury): Σ⁻¹V = Ψ⁻¹(V − F W⁻¹ FᵀΨ⁻¹V)."""
+
+    loadings: Float[Array, "d K"]
+    noise: Float[Array, "d 1"]
+    cholesky: Float[Array, "K K"]
+
+    def __init__(self, loadings: Float[Array, "d K"], noise: Float[Array, "d 1"]):
+        self.loadings, self.noise = loadings, noise
+        W = loadings.T @ (loadings / noise) + jnp.eye(loadings.shape[1], dtype=loadings.dtype)
+        self.cholesky = jnp.linalg.cholesky(W)
+
+    def apply(self, vectors: Float[Array, "d k"]) -> Float[Array, "d k"]:
+        """Σ⁻¹ V."""
+        scaled = vectors / self.noise
+        return scaled - (self.loadings / self.noise) @ self.solve_core(self.loadings.T @ scaled)
+
+    def solve_core(self, vectors: Float[Array, "K k"]) -> Float[Array, "K k"]:
+        """W⁻¹ V."""
+        return jax.scipy.linalg.cho_solve((self.cholesky, True), vectors)
+
+    def loadings_image(self) -> Float[Array, "d K"]:
+        """Σ⁻¹F = Ψ⁻¹F W⁻¹."""
+        return self.solve_core((self.loadings / self.noise).T).T
+
+
+def _block_norms_sq(precision: FactorPrecision, noise: Float[Array, " groups"], groups: tuple[slice, ...]) -> Float[Array, "g g"]:
+    """‖(Σ⁻¹)_pq‖_F² for all pairs of groups."""
+    P = jax.scipy.linalg.solve_triangular(precision.cholesky, (precision.loadings / precision.noise).T, lower=True).T
+    cores = jnp.stack([P[g].T @ P[g] for g in groups])
+    sizes = jnp.array([g.stop - g.start for g in groups], dtype=noise.dtype)
+    own = sizes / noise**2 - 2 * jnp.trace(cores, axis1=1, axis2=2) / noise
+    return jnp.einsum("pij,qij->pq", cores, cores) + jnp.diag(own)
+
+
+class FisherOperator(eqx.Module):
+    """H at loadings F and noise variances ψ, with its mask: products, a preconditioner, and solves by conjugate gradients."""
+
+    precision: FactorPrecision
+    image: Float[Array, "d K"]  # Σ⁻¹F
+    core: Float[Array, "K K"]  # FᵀΣ⁻¹F
+    noise_norms: Float[Array, "g g"]
+    modality_inverses: Float[Array, "M K K"]
+    hierarchy: Hierarchy = eqx.field(static=True)
+    groups: tuple[tuple[int, int], ...] = eqx.field(static=True)
+
+    def __init__(
+        self, loadings: Float[Array, "d K"], noise: Float[Array, " groups"], hierarchy: Hierarchy, groups: tuple[slice, ...]
+    ):
+        self.hierarchy, self.groups = hierarchy, tuple((g.start, g.stop) for g in groups)
+        self.precision = FactorPrecision(loadings, by_feature(noise, groups))
+        self.image = self.precision.loadings_image()
+        self.core = loadings.T @ self.image
+        self.noise_norms = _block_norms_sq(self.precision, noise, groups)
+        self.modality_inverses = modality_inverses(self.core, hierarchy, damping=1e-6)
+
+    def _slices(self) -> tuple[slice, ...]:
+        return tuple(slice(*g) for g in self.groups)
+
+    def product(self, parameters: Parameters) -> Parameters:
+        """H(V, τ) = ([Σ⁻¹DΣ⁻¹F]∘mask, ½ tr_q(Σ⁻¹DΣ⁻¹))."""
+        V, tau = parameters
+        groups = self._slices()
+        F, Y = self.precision.loadings, self.image
+        moved = V @ self.core + F @ (V.T @ Y) + by_feature(tau, groups) * Y
+        along_loadings = jnp.where(self.hierarchy.mask, self.precision.apply(moved), 0)
+        X_dot_Y = jnp.sum(self.precision.apply(V) * Y, axis=1)
+        traces = jnp.stack([X_dot_Y[g].sum() for g in groups])
+        return along_loadings, traces + self.noise_norms @ tau / 2
+
+    def precondition(self, parameters: Parameters) -> Parameters:
+        """An approximate inverse: per modality Ψ V (FᵀΣ⁻¹F)⁻¹ on its active columns, and the diagonal for τ."""
+        V, tau = parameters
+        V = apply_by_modality(self.precision.noise * V, self.modality_inverses, self.hierarchy)
+        return V, 2 * tau / jnp.diagonal(self.noise_norms)
+
+    def solve(self, right: Parameters, tolerance: float, max_steps: int) -> Parameters:
+        """H⁻¹ of the right-hand side by preconditioned conjugate gradients from zero.
+
+        H is singular along the rotations within a structure; a right-hand side orthogonal to them (every gradient, and the
+        gradient of every rotation-free quantity) is consistent and the solution has no component that matters along them.
+        """
+        solution, _ = jax.scipy.sparse.linalg.cg(self.product, right, tol=tolerance, maxiter=max_steps, M=self.precondition)
+        return solution
+
+
+def modality_inverses(core: Float[Array, "K K"], hierarchy: Hierarchy, damping: float | Array) -> Float[Array, "M K K"]:
+    """Per modality, the inverse of the core on the modality's active columns (damped in units of its mean diagonal), zero elsewhere."""
+    seen = jnp.asarray(hierarchy.modality_mask, core.dtype)
+    scale = jnp.trace(core) / core.shape[0]
+    scale = jnp.where(scale > 0, scale, 1)
+    both = seen[:, :, None] * seen[:, None, :]
+    eye = jnp.eye(core.shape[0], dtype=core.dtype)
+    damped = both * core[None] + eye[None] * (scale * damping * seen + (1 - seen))[:, None, :]
+    return both * jnp.linalg.inv(damped)
+
+
+def apply_by_modality(V: Float[Array, "d K"], inverses: Float[Array, "M K K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
+    """The rows of every modality times its own K × K matrix."""
+    return jnp.concatenate([V[hierarchy.rows(m)] @ inverses[m - 1] for m in hierarchy.modalities])
+
+
+def minus_half_gradient(
+    precision: FactorPrecision, image: Float[Array, "d K"], covariance_image: Float[Array, "d K"], hierarchy: Hierarchy
+) -> Float[Array, "d K"]:
+    """−½ of the gradient of log det Σ + tr(Σ⁻¹S) along masked loadings: [Σ⁻¹(S Σ⁻¹F) − Σ⁻¹F]∘mask, from Σ⁻¹F and S Σ⁻¹F."""
+    return jnp.where(hierarchy.mask, precision.apply(covariance_image) - image, 0)
+
+
+def noise_gradient(
+    precision: FactorPrecision,
+    image: Float[Array, "d K"],
+    covariance_image: Float[Array, "d K"],
+    covariance: SampleCovariance,
+    groups: tuple[slice, ...],
+) -> Float[Array, " groups"]:
+    """tr_q(Σ⁻¹ − Σ⁻¹SΣ⁻¹) for every group q of features, through the diagonals only.
+
+    With Y = Σ⁻¹F: Σ⁻¹ = Ψ⁻¹ − YFᵀΨ⁻¹, and Σ⁻¹SΣ⁻¹ = Ψ⁻¹(S − (SY)Fᵀ − F(SY)ᵀ + F(YᵀSY)Fᵀ)Ψ⁻¹.
+    """
+    F, psi = precision.loadings, precision.noise[:, 0]
+    inverse = 1 / psi - jnp.sum(image * F, axis=1) / psi
+    quadratic = jnp.sum((F @ (image.T @ covariance_image)) * F, axis=1)
+    middle = covariance.variances() - 2 * jnp.sum(covariance_image * F, axis=1) + quadratic
+    diagonal = inverse - middle / psi**2
+    return jnp.stack([diagonal[g].sum() for g in groups])

@@ -1,0 +1,67 @@
+"""What the best possible method could reach, on the replicate's own draw (theory: Section 6)."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.fisher import FisherOperator, Parameters, minus_half_gradient, noise_gradient, noise_groups
+from hcl_jax.metrics import recovery_errors
+from hcl_jax.model import Truth
+
+
+def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int = 500) -> tuple[Parameters, Array]:
+    """((V, τ), converged): the error of an efficient estimator to first order, the projection of Z = S − Σ on the tangent space.
+
+    The projection, in the Fisher form, solves H(V, τ) = −½∇ at the truth: it is one exact Fisher-scoring step from there.
+    """
+    groups = noise_groups(truth.hierarchy, per_modality=False)
+    operator = FisherOperator(truth.loadings, truth.noise_variance[None], truth.hierarchy, groups)
+    precision, image = operator.precision, operator.image
+    covariance_image = covariance.product(image)
+    right = (
+        minus_half_gradient(precision, image, covariance_image, truth.hierarchy),
+        -noise_gradient(precision, image, covariance_image, covariance, groups) / 2,
+    )
+    tolerance = 1e-9 if truth.loadings.dtype == jnp.float64 else 1e-4
+    solution = operator.solve(right, tolerance, max_steps)
+    residual = [a - b for a, b in zip(operator.product(solution), right, strict=True)]
+    size = [jnp.sqrt(sum(jnp.sum(part**2) for part in parts)) for parts in (residual, right)]
+    return solution, size[0] <= 10 * tolerance * size[1]
+
+
+def cramer_rao(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
+    """`cramer-rao`: every metric of `recovery_errors` for an efficient estimator on this draw, as f(Λ + hV, Λ)/h with a small h.
+
+    Its root mean square over draws is the Cramér–Rao bound of the metric. It bounds unbiased estimators locally: shrinkage may lie
+    below it. Also `status` and `steps` of the solver.
+    """
+    (V, _), converged = efficient_error(truth, covariance)
+    h = 1e-4 if truth.loadings.dtype == jnp.float64 else 1e-2
+    errors = recovery_errors(truth.loadings + h * V, truth.hierarchy, truth.loadings, truth.hierarchy)
+    limits = {name: value / h for name, value in errors.items()}
+    finite = jnp.isfinite(limits["gram_frobenius"])
+    status = jnp.where(finite, jnp.where(converged, 0, 1), 2)
+    return limits | {"status": status, "steps": jnp.ones((), int)}
+
+
+def detection(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
+    """`detection`: how many of the K signal eigenvalues can be seen, with ν degrees of freedom.
+
+    `visible_global`: eigenvalues of G above σ²√(d/ν), the threshold of methods that ignore the zero pattern. `visible_structure`,
+    per structure: eigenvalues of Λ_sΛ_sᵀ above σ²√(Σ_{m∈s} d_m/ν).
+    """
+    hierarchy, L = truth.hierarchy, truth.loadings
+
+    def count(loadings: Array, dim: int) -> Array:
+        eigenvalues = jnp.linalg.eigvalsh(loadings.T @ loadings)
+        return jnp.sum(eigenvalues > truth.noise_variance * jnp.sqrt(dim / covariance.nu)).astype(L.dtype)
+
+    dims = [sum(hierarchy.dims[m - 1] for m in s) for s in hierarchy.structures]
+    per_structure = [count(L[:, hierarchy.columns(s)], dim) for s, dim in zip(hierarchy.structures, dims, strict=True)]
+    counts = {"visible_global": count(L, hierarchy.n_features), "visible_structure": jnp.stack(per_structure)}
+    return counts | {"status": jnp.zeros((), int), "steps": jnp.zeros((), int)}
+
+
+LIMITS: dict[str, Callable[[Truth, SampleCovariance], dict[str, Array]]] = {"cramer-rao": cramer_rao, "detection": detection}

@@ -1,0 +1,97 @@
+"""Errors of estimated loadings after alignment (theory: Section 4). Arrays in, scalars or small arrays out."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hcl_jax.alignment import align_by_structure, align_globally
+from hcl_jax.structure import Hierarchy
+
+
+def spectral_norm(matrix: Float[Array, "a b"]) -> Float[Array, ""]:
+    """The largest singular value."""
+    small = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(small)[-1], 0))
+
+
+def frobenius_norm(matrix: Float[Array, "a b"]) -> Float[Array, ""]:
+    """The root of the sum of squares."""
+    return jnp.sqrt(jnp.sum(matrix**2))
+
+
+def two_to_infinity_norm(matrix: Float[Array, "a b"]) -> Float[Array, ""]:
+    """The largest row norm."""
+    return jnp.sqrt(jnp.max(jnp.sum(matrix**2, axis=1)))
+
+
+NORMS = {"spectral": spectral_norm, "frobenius": frobenius_norm, "two_to_infinity": two_to_infinity_norm}
+
+
+def gram_error(estimate: Float[Array, "d a"], target: Float[Array, "d b"]) -> Float[Array, ""]:
+    """‖AAᵀ − BBᵀ‖_F as ‖R diag(I, −I) Rᵀ‖_F with [A B] = QR: O(d(a+b)²), and no digits lost to cancellation."""
+    both = jnp.concatenate([estimate, target], axis=1)
+    signs = jnp.where(jnp.arange(both.shape[1]) < estimate.shape[1], 1, -1).astype(both.dtype)
+    R = jnp.linalg.qr(both, mode="r") if both.shape[0] > both.shape[1] else both
+    return frobenius_norm((R * signs[None, :]) @ R.T)
+
+
+def place_columns(loadings: Float[Array, "d K"], hierarchy: Hierarchy, into: Hierarchy) -> Float[Array, "d K2"]:
+    """The same loadings in the columns of a hierarchy that holds theirs, zero columns where it has more."""
+    placed = jnp.zeros((loadings.shape[0], into.n_factors), loadings.dtype)
+    for s in hierarchy.structures:
+        start = into.columns(s).start
+        placed = placed.at[:, start : start + hierarchy.rank(s)].set(loadings[:, hierarchy.columns(s)])
+    return placed
+
+
+def _has_zero_pattern(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Array:
+    return jnp.all(jnp.where(hierarchy.mask, 0, loadings) == 0)
+
+
+def _per_structure(error, estimate, target, hierarchy: Hierarchy) -> Float[Array, " structures"]:
+    columns = [hierarchy.columns(s) for s in hierarchy.structures]
+    return jnp.stack([error(estimate[:, c], target[:, c]) for c in columns])
+
+
+def _per_block(error, estimate, target, hierarchy: Hierarchy) -> Float[Array, "structures M"]:
+    rows = [hierarchy.rows(m) for m in hierarchy.modalities]
+    return jnp.stack([_per_structure(error, estimate[r], target[r], hierarchy) for r in rows], axis=1)
+
+
+def recovery_errors(
+    loadings_hat: Float[Array, "d K_hat"], hierarchy_hat: Hierarchy, loadings: Float[Array, "d K"], hierarchy: Hierarchy
+) -> dict[str, Array]:
+    """Every recovery error of an estimate, on the union U of the fitted and the true hierarchy (absent columns are zero).
+
+    | name | definition | shape |
+    |---|---|---|
+    | `procrustes_{spectral,frobenius,two_to_infinity}` | ‖Λ̂O − Λ‖, one rotation O of all columns | () |
+    | `gram_frobenius`, `gram_relative` | ‖Λ̂Λ̂ᵀ − G‖_F, and divided by ‖G‖_F | () |
+    | `structure_gram_frobenius` | ‖Λ̂_sΛ̂_sᵀ − Λ_sΛ_sᵀ‖_F on the stacked Λ_s | (structures of U,) |
+    | `block_{spectral,frobenius,two_to_infinity}` | ‖Λ̂_s^(m) O_s − Λ_s^(m)‖, O_s shared by the modalities of s | (structures of U, M) |
+    | `block_gram_frobenius` | ‖Λ̂_s^(m)Λ̂_s^(m)ᵀ − Λ_s^(m)Λ_s^(m)ᵀ‖_F | (structures of U, M) |
+
+    An estimate without the zero pattern is aligned globally and then masked, except in the blocks that are zero in truth: their
+    errors are those of the aligned, unmasked estimate, which is the only place where leakage into them can be seen.
+    """
+    union = hierarchy_hat.union(hierarchy)
+    estimate, target = place_columns(loadings_hat, hierarchy_hat, union), place_columns(loadings, hierarchy, union)
+    aligned = align_globally(estimate, target)
+    patterned = _has_zero_pattern(estimate, union)
+    masked = jnp.where(union.mask, jnp.where(patterned, estimate, aligned), 0)
+    by_structure = align_by_structure(masked, target, union)
+    leak = jnp.where(patterned | union.mask, 0, aligned)  # what stands where the hierarchy has a zero block
+
+    gram = gram_error(loadings_hat, loadings)
+    errors = {f"procrustes_{name}": norm(aligned - target) for name, norm in NORMS.items()}
+    errors |= {"gram_frobenius": gram, "gram_relative": gram / frobenius_norm(loadings.T @ loadings)}
+    errors["structure_gram_frobenius"] = _per_structure(gram_error, masked, target, union)
+    for name, norm in NORMS.items():
+        errors[f"block_{name}"] = _per_block(lambda a, b, norm=norm: norm(a - b), by_structure + leak, target, union)
+    errors["block_gram_frobenius"] = _per_block(gram_error, by_structure + leak, target, union)
+    return errors
+
+
+def block_is_zero(hierarchy: Hierarchy) -> np.ndarray:
+    """structures × M booleans: the blocks that the hierarchy holds at zero."""
+    return np.array([[m not in s for m in hierarchy.modalities] for s in hierarchy.structures])

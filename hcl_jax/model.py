@@ -1,0 +1,177 @@
+"""The hierarchical model (theory: Section 1, eq. 1), and draws from it. The truth comes with the data."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.structure import Hierarchy
+
+T_DEGREES = 10.0  # scaled t latents: finite moments up to the ninth
+
+
+class Truth(eqx.Module):
+    """What a study knows and an estimator must find: Λ (d × K, with the hierarchy's zero pattern) and σ²."""
+
+    loadings: Float[Array, "d K"]
+    noise_variance: Float[Array, ""]
+    hierarchy: Hierarchy = eqx.field(static=True)
+
+    def gram(self) -> Float[Array, "d d"]:
+        """G = ΛΛᵀ."""
+        return self.loadings @ self.loadings.T
+
+    def covariance(self) -> Float[Array, "d d"]:
+        """Σ = ΛΛᵀ + σ² I."""
+        return self.gram() + self.noise_variance * jnp.eye(self.loadings.shape[0], dtype=self.loadings.dtype)
+
+
+def _sample_frame(key: Key[Array, ""], dim: int, rank: int, dtype: jnp.dtype) -> Float[Array, "dim rank"]:
+    """Haar orthonormal columns."""
+    Q, R = jnp.linalg.qr(jr.normal(key, (dim, rank), dtype))
+    return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(dtype)[None, :]
+
+
+def _sample_block(key: Key[Array, ""], dim: int, rank: int, dtype: jnp.dtype) -> Float[Array, "dim rank"]:
+    """U D Vᵀ with Haar orthonormal U and V, and D sorted Uniform(0.5, 1.5)."""
+    k_left, k_values, k_right = jr.split(key, 3)
+    values = jnp.sort(jr.uniform(k_values, (rank,), dtype, 0.5, 1.5), descending=True)
+    return _sample_frame(k_left, dim, rank, dtype) * values[None, :] @ _sample_frame(k_right, rank, rank, dtype).T
+
+
+def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: jnp.dtype = jnp.float32) -> Float[Array, "d K"]:
+    """Λ of the paper's Section 4.1: each non-zero block U D Vᵀ with Haar U, V and D sorted Uniform(0.5, 1.5)."""
+    loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), dtype)
+    for i, (s, rank) in enumerate(hierarchy.ranks):
+        for m in s:
+            block = _sample_block(jr.fold_in(jr.fold_in(key, i), m), hierarchy.dims[m - 1], rank, dtype)
+            loadings = loadings.at[hierarchy.rows(m), hierarchy.columns(s)].set(block)
+    return loadings
+
+
+def sample_truth(
+    key: Key[Array, ""], hierarchy: Hierarchy, noise_variance: float | Float[Array, ""], dtype: jnp.dtype = jnp.float32
+) -> Truth:
+    """Loadings of `sample_loadings`, with the given noise variance.
+
+    Raises `ValueError` when `noise_variance` is negative.
+    """
+    if not isinstance(noise_variance, jax.core.Tracer) and not float(noise_variance) >= 0:
+        raise ValueError(f"noise_variance: is {noise_variance}; expected a non-negative number")
+    return Truth(sample_loadings(key, hierarchy, dtype), jnp.asarray(noise_variance, dtype), hierarchy)
+
+
+def _t_latents(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    return jr.t(key, T_DEGREES, shape, dtype) * jnp.asarray(((T_DEGREES - 2) / T_DEGREES) ** 0.5, dtype)
+
+
+LATENT_LAWS: dict[str, Callable[[Key[Array, ""], tuple[int, ...], jnp.dtype], Array]] = {
+    "gaussian": jr.normal,
+    "uniform": lambda key, shape, dtype: jr.uniform(key, shape, dtype, -(3**0.5), 3**0.5),
+    "rademacher": jr.rademacher,
+    "laplace": lambda key, shape, dtype: jr.laplace(key, shape, dtype) * jnp.asarray(0.5**0.5, dtype),
+    "t": _t_latents,
+}
+"""Laws of the latent factors, each of mean 0 and variance 1: sampler(key, shape, dtype). `t` has ten degrees of freedom."""
+
+
+def check_latent(latent: str) -> None:
+    """Raise `ValueError` unless the name is one of `LATENT_LAWS`."""
+    if latent not in LATENT_LAWS:
+        raise ValueError(f"latent: unknown law {latent!r}; expected one of {', '.join(LATENT_LAWS)}")
+
+
+def sample_observations(
+    key: Key[Array, ""], truth: Truth, n_samples: int, latent: str = "gaussian"
+) -> tuple[Float[Array, "n d"], Float[Array, "n K"]]:
+    """(x, z): n independent rows x = Λz + ε of model (1), and their latent factors.
+
+    Raises `ValueError` when `latent` is not one of `LATENT_LAWS`.
+    """
+    check_latent(latent)
+    k_latent, k_noise = jr.split(key)
+    d, n_factors = truth.loadings.shape
+    z = LATENT_LAWS[latent](k_latent, (n_samples, n_factors), truth.loadings.dtype)
+    noise = jr.normal(k_noise, (n_samples, d), truth.loadings.dtype)
+    return z @ truth.loadings.T + jnp.sqrt(truth.noise_variance) * noise, z
+
+
+def _conjugate_by_root(truth: Truth, W: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Σ^{1/2} W Σ^{1/2} for a symmetric W, in O(d²K): Σ^{1/2} = σI + Λ M Λᵀ, M = V diag(1/(σ + √(λ + σ²))) Vᵀ with ΛᵀΛ = V diag(λ) Vᵀ."""
+    L, sigma = truth.loadings, jnp.sqrt(truth.noise_variance)
+    values, V = jnp.linalg.eigh(L.T @ L)
+    root = sigma + jnp.sqrt(jnp.maximum(values, 0) + truth.noise_variance)
+    M = (V / jnp.where(root > 0, root, jnp.inf)[None, :]) @ V.T
+    WL = W @ L
+    half = (sigma * WL) @ M + L @ (M @ (L.T @ WL) @ M) / 2
+    upper = truth.noise_variance / 2 * W + L @ half.T
+    return upper + upper.T
+
+
+def _lower_times_transpose(A: Float[Array, "d d"], n_blocks: int = 8) -> Float[Array, "d d"]:
+    """A Aᵀ for a lower-triangular A, a block of columns at a time: two thirds of the products of the plain one are with zeros."""
+    d = A.shape[0]
+    edges = [round(d * i / n_blocks) for i in range(n_blocks + 1)]
+    product = jnp.zeros_like(A)
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        if stop > start:
+            strip = A[start:, start:stop]
+            product = product.at[start:, start:].add(strip @ strip.T)
+    return product
+
+
+def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: float | Float[Array, ""]) -> SampleCovariance:
+    """S with νS ~ Wishart(Σ, ν), ν = n − 1 ≥ d: the exact law of the sample covariance of n Gaussian samples, at a cost free of n.
+
+    Bartlett: S = C A Aᵀ Cᵀ/ν with A lower triangular, standard normal below a diagonal of chi variates with ν, ν − 1, … degrees of
+    freedom. Any C with CCᵀ = Σ will do; the symmetric root of a low-rank plus diagonal Σ costs O(d²K).
+
+    Raises `ValueError` when n − 1 is below d: draw with `sample_factored_covariance` there.
+    """
+    d, dtype = truth.loadings.shape[0], truth.loadings.dtype
+    if not isinstance(n, jax.core.Tracer) and not float(n) - 1 >= d:
+        raise ValueError(f"n: is {float(n):g}; expected at least {d + 1}, one more than the number of features")
+    k_normal, k_chi = jr.split(key)
+    nu = jnp.asarray(n, dtype) - 1
+    chi = jnp.sqrt(2 * jr.gamma(k_chi, (nu - jnp.arange(d, dtype=dtype)) / 2, dtype=dtype))
+    A = jnp.tril(jr.normal(k_normal, (d, d), dtype), -1) + jnp.diag(chi)
+    return SampleCovariance(_conjugate_by_root(truth, _lower_times_transpose(A) / nu), n=n)
+
+
+def sample_factored_covariance(key: Key[Array, ""], truth: Truth, n_samples: int) -> SampleCovariance:
+    """S of n Gaussian samples, held as ν = n − 1 rows with S = XᵀX/ν: the same law as n centred samples, for ν below d.
+
+    Raises `ValueError` when `n_samples` is below 2.
+    """
+    if n_samples < 2:
+        raise ValueError(f"n_samples: is {n_samples}; expected at least 2 samples")
+    rows, _ = sample_observations(key, truth, n_samples - 1)
+    return SampleCovariance(data=rows, n=n_samples)
+
+
+def sample_data_covariance(
+    key: Key[Array, ""], truth: Truth, n: float | Float[Array, ""], latent: str = "gaussian", chunk: int = 1000
+) -> SampleCovariance:
+    """S of n samples of model (1) with any latent law, drawn and accumulated a chunk of rows at a time, in O(d²) memory.
+
+    n may be traced: the number of chunks is decided when the program runs, and the last one is cut by zero weights.
+    Raises `ValueError` when `latent` is not one of `LATENT_LAWS`.
+    """
+    check_latent(latent)
+    d, dtype = truth.loadings.shape[0], truth.loadings.dtype
+    n = jnp.asarray(n, dtype)
+
+    def accumulate(i, sums):
+        total, outer = sums
+        x, _ = sample_observations(jr.fold_in(key, i), truth, chunk, latent)
+        kept = (jnp.arange(chunk, dtype=dtype) < n - (i * chunk).astype(dtype)).astype(dtype)
+        x = x * kept[:, None]
+        return total + x.sum(axis=0), outer + x.T @ x
+
+    n_chunks = jnp.ceil(n / chunk).astype(jnp.int32)
+    total, outer = jax.lax.fori_loop(0, n_chunks, accumulate, (jnp.zeros(d, dtype), jnp.zeros((d, d), dtype)))
+    return SampleCovariance((outer - jnp.outer(total, total) / n) / (n - 1), n=n)
