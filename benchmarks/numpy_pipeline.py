@@ -150,14 +150,12 @@ def descend_to(
     S_denoised: Array, start: Array, mask: Array, step: float, target: float, max_steps: int
 ) -> tuple[Array, int, float]:
     """The same descent with a constant step, until the objective is at most `target`; not part of the published code."""
-    V = start
+    V, SV, steps = start, S_denoised @ start, 0
     S_norm_sq = np.vdot(S_denoised, S_denoised)
-    for steps in range(max_steps + 1):
-        SV = S_denoised @ V
-        reached = objective(V, SV, S_norm_sq)
-        if reached <= target:
-            break
+    while (reached := objective(V, SV, S_norm_sq)) > target and steps < max_steps:
         V = descent_step(V, SV, mask, step)
+        SV = S_denoised @ V
+        steps += 1
     return V, steps, float(reached)
 
 
