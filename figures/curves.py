@@ -1,0 +1,137 @@
+"""From tidy rows to curves: means with Monte Carlo standard errors, log-log slopes, failure counts; and their drawing."""
+
+import textwrap
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from style import LIMIT, log_axes, method_style, ordered
+
+SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
+DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true"}
+
+
+def error_curves(table: pl.DataFrame, by: tuple[str, ...] = ("n",)) -> pl.DataFrame:
+    """`mean` over the replicates with a finite value and its standard error `sem`, one row for each method and value of `by`.
+
+    The limit is a root mean square, for the squared error is what it bounds.
+    """
+    value, finite = pl.col("value"), pl.col("value").is_finite()
+    groups = table.filter(finite).group_by(*by, "method", maintain_order=True)
+    moments = groups.agg(
+        value.mean().alias("mean"),
+        (value.std() / pl.len().sqrt()).alias("sem"),
+        (value**2).mean().sqrt().alias("root"),
+        ((value**2).std() / pl.len().sqrt()).alias("square_sem"),
+    )
+    limit = pl.col("method") == LIMIT
+    return moments.select(
+        *by,
+        "method",
+        pl.when(limit).then("root").otherwise("mean").alias("mean"),
+        pl.when(limit).then(pl.col("square_sem") / (2 * pl.col("root"))).otherwise("sem").alias("sem"),
+    ).sort(*by)
+
+
+def loglog_slope(n: np.ndarray, mean: np.ndarray, sem: np.ndarray) -> tuple[float, float]:
+    """Slope of log mean on log n by weighted least squares, and its standard error from those of the means.
+
+    Without standard errors (a single replicate) the fit is unweighted, and the slope's standard error is NaN.
+    """
+    x, y = np.log(n), np.log(mean)
+    known = bool(np.all(np.isfinite(sem) & (sem > 0)))
+    weights = (mean / sem) ** 2 if known else np.ones_like(x)
+    centred = x - np.average(x, weights=weights)
+    scale = np.sum(weights * centred**2)
+    return float(np.sum(weights * centred * y) / scale), float(scale**-0.5) if known else float("nan")
+
+
+def slope_label(curve: pl.DataFrame) -> str:
+    """`−0.50 ± 0.01`, or nothing where there is no line to fit."""
+    if curve["n"].n_unique() < 2:
+        return ""
+    slope, sem = loglog_slope(*(curve[name].cast(pl.Float64).to_numpy() for name in ("n", "mean", "sem")))
+    spread = f" ± {sem:.{2 if sem >= 0.005 else 3}f}" if np.isfinite(sem) else ""
+    return f"{slope:.{2 if not sem < 0.005 else 3}f}{spread}".replace("-", "−")
+
+
+def draw_curves(axes: Axes, curves: pl.DataFrame, slopes: bool = False) -> None:
+    """One line a method with its error bars, on log axes; with the fitted slopes in the labels if asked."""
+    positive = curves.filter(pl.col("mean") > 0)
+    for method in ordered(positive["method"]):
+        curve, style = positive.filter(pl.col("method") == method).sort("n"), method_style(method)
+        slope = slope_label(curve) if slopes else ""
+        axes.errorbar(
+            curve["n"].to_numpy(),
+            curve["mean"].to_numpy(),
+            yerr=None if method == LIMIT else curve["sem"].fill_null(0).to_numpy(),
+            label=f"{style.label}  {slope}" if slope else style.label,
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.line,
+            zorder=3 if method == LIMIT else 2,
+        )
+    if len(positive):
+        log_axes(axes, curves["n"].to_list())
+
+
+def settings(table: pl.DataFrame) -> list[tuple[dict, pl.DataFrame]]:
+    """The table by setting (all of the cell but n), in its own order."""
+    groups = table.group_by(*SETTING, maintain_order=True)
+    return [(dict(zip(SETTING, key, strict=True)), group) for key, group in groups]
+
+
+def setting_title(setting: dict) -> str:
+    """What a panel shows: dimensions, ranks and noise, and whatever is not at its default."""
+    dims = setting["dims"].replace("x", ", ")
+    parts = [f"dims ({dims}), {_ranks(setting)}, $\\sigma^2$ = {setting['noise_variance']:g}"]
+    other = [f"{name} {setting[name]}" for name, default in DEFAULTS.items() if setting[name] != default]
+    return "\n".join(parts + other)
+
+
+def _ranks(setting: dict) -> str:
+    structures, ranks = setting["structures"].split(","), setting["ranks"].split(",")
+    full = len(structures) == 2 ** (setting["dims"].count("x") + 1) - 1
+    if full and len(set(ranks)) == 1:
+        return f"rank {ranks[0]}"
+    return "ranks " + " ".join(f"{s}:{r}" for s, r in zip(structures, ranks, strict=True))
+
+
+def setting_slug(setting: dict) -> str:
+    """A file name's part for a setting."""
+    other = [str(setting[name]) for name, default in DEFAULTS.items() if setting[name] != default]
+    ranks = _ranks(setting).replace("ranks ", "").replace("rank ", "rank").replace(" ", "-").replace(":", "r")
+    return "_".join([setting["dims"], ranks, f"noise{setting['noise_variance']:g}", *other])
+
+
+def failure_note(table: pl.DataFrame) -> str:
+    """How many replicates stand behind the means, what the bars are, and how many fits did not converge, by method."""
+    fits = table.select("cell", "method", "replicate", "status").unique()
+    counts = fits.group_by("cell", "method").len()["len"]
+    low, high = counts.min(), counts.max()
+    replicates = f"{low}" if low == high else f"{low} to {high}"
+    lines = [f"Mean ± standard error over {replicates} replicates; the limit is a root mean square."]
+    for status, name in ((1, "Out of steps, kept in the means"), (2, "Non-finite, left out of the means")):
+        failed = {m: fits.filter(pl.col("method") == m) for m in ordered(fits.filter(pl.col("status") == status)["method"])}
+        entries = [f"{method_style(m).label} {(rows['status'] == status).sum()} of {len(rows)}" for m, rows in failed.items()]
+        lines.append(f"{name}: {', '.join(entries) or 'none'}.")
+    return " ".join(lines)
+
+
+def annotate(figure: Figure, table: pl.DataFrame) -> None:
+    """Put the failure counts under the figure."""
+    text = textwrap.fill(failure_note(table), width=int(20 * figure.get_figwidth()))
+    figure.supxlabel(text, fontsize=6.5, x=0.01, ha="left")
+
+
+def shared_legend(axes: Axes, source: Axes) -> None:
+    """The legend of `source`, alone in `axes`."""
+    axes.set_axis_off()
+    axes.legend(*source.get_legend_handles_labels(), loc="center")
+
+
+def legend_above(figure: Figure, source: Axes) -> None:
+    """The legend of `source` above all panels: the place below belongs to the failure counts."""
+    figure.legend(*source.get_legend_handles_labels(), loc="outside upper center", ncols=4 if len(figure.axes) > 1 else 2)

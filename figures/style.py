@@ -1,0 +1,133 @@
+"""One colour, marker and label per method in all figures, and what makes a figure legible in print."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+LIMIT = "cramer-rao"
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method is drawn everywhere."""
+
+    label: str
+    colour: str
+    marker: str = ""
+    line: str = "-"
+
+
+# Paul Tol's muted scheme, which colour-blind readers can tell apart, with greys for the methods that know no hierarchy
+METHODS = {
+    "hcl-vb": MethodStyle("HCL-VB", "#882255", "*"),
+    "hcl-shrunk": MethodStyle("HCL-shrunk", "#999933", "P"),
+    "hcl-ml": MethodStyle("HCL-ML", "#117733", "D"),
+    "hcl-gn": MethodStyle("HCL-GN", "#44AA99", "x"),
+    "hcl-gd": MethodStyle("HCL-GD", "#332288", "o"),
+    "hcl-svd": MethodStyle("HCL-SVD", "#88CCEE", "s"),
+    "hcl-gd-published": MethodStyle("HCL-GD, published", "#CC6677", ">", ":"),
+    "hcl-svd-published": MethodStyle("HCL-SVD, published", "#DDCC77", "<", ":"),
+    "naive-svd-denoised": MethodStyle("Naive SVD, denoised", "#555555", "^", "-."),
+    "naive-svd": MethodStyle("Naive SVD", "#AAAAAA", "v", "-."),
+    LIMIT: MethodStyle("Cramér–Rao (unbiased)", "#000000", "", "--"),
+}
+
+METRICS = {
+    "gram_frobenius": r"$\|\hat\Lambda\hat\Lambda^\top - \Lambda\Lambda^\top\|_F$",
+    "gram_relative": r"$\|\hat\Lambda\hat\Lambda^\top - \Lambda\Lambda^\top\|_F \,/\, \|\Lambda\Lambda^\top\|_F$",
+    "procrustes_spectral": r"$\|\hat\Lambda O - \Lambda\|_2$",
+    "procrustes_frobenius": r"$\|\hat\Lambda O - \Lambda\|_F$",
+    "procrustes_two_to_infinity": r"$\|\hat\Lambda O - \Lambda\|_{2\to\infty}$",
+    "structure_gram_frobenius": r"$\|\hat\Lambda_s\hat\Lambda_s^\top - \Lambda_s\Lambda_s^\top\|_F$",
+    "block_gram_frobenius": r"$\|\hat\Lambda_s^{(m)}\hat\Lambda_s^{(m)\top} - \Lambda_s^{(m)}\Lambda_s^{(m)\top}\|_F$",
+    "block_spectral": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_2$",
+    "block_frobenius": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_F$",
+    "block_two_to_infinity": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_{2\to\infty}$",
+}
+
+# For `@mpl.rc_context(PRINT)` on whatever draws or saves
+PRINT = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+    "mathtext.fontset": "stix",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.alpha": 0.4,
+    "errorbar.capsize": 1.5,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+def method_style(method: str) -> MethodStyle:
+    """The method's style; an unknown method is drawn in black under its own name."""
+    return METHODS.get(method, MethodStyle(method, "#000000", "."))
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Methods in the order of every legend, unknown ones last."""
+    known = list(METHODS)
+    return sorted(set(methods), key=lambda method: (known.index(method) if method in known else len(known), method))
+
+
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+    """A grid of axes of the given size in inches each."""
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(width * columns, height * rows), layout="constrained")
+    return figure, axes.tolist()
+
+
+def log_axes(axes: Axes, sizes: list[int]) -> None:
+    """n and an error on log axes, with ticks that can be read off within a decade."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(readable_sizes(sizes)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+    log_errors(axes)
+
+
+def log_errors(axes: Axes) -> None:
+    """A logarithmic vertical axis, with ticks that can be read off within a decade."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def readable_sizes(sizes: list[int]) -> list[int]:
+    """Where to put ticks: at 1, 2 and 5 times the powers of ten, fewer over many decades; at the sizes themselves if few."""
+    if len(set(sizes)) <= 3:
+        return sorted(set(sizes))
+    low, high = min(sizes), max(sizes)
+    steps = (1, 2, 5) if high / low < 200 else (1,)
+    exponents = range(int(math.log10(low)), int(math.log10(high)) + 1)
+    return [n for exponent in exponents for step in steps if low <= (n := step * 10**exponent) <= high]
+
+
+@mpl.rc_context(PRINT)
+def save(figure: Figure, folder: Path, name: str, formats: Iterable[str]) -> list[Path]:
+    """Write the figure in every format, and close it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for suffix in formats]
+    for path in paths:
+        figure.savefig(path)
+    plt.close(figure)
+    return paths
