@@ -1,4 +1,4 @@
-"""A cell of a study: everything that changes shapes or distributions, named by content; and hierarchies that are wrong on purpose."""
+"""A cell of a study: all that changes shapes or distributions, named by content; and hierarchies that are wrong on purpose."""
 
 import zlib
 from dataclasses import dataclass
@@ -34,7 +34,9 @@ class Cell:
         if not 0 < self.noise_variance < float("inf"):
             raise ValueError(f"noise_variance: is {self.noise_variance}; expected a positive number")
         if self.latent != "gaussian" and self.sampling == "wishart":
-            raise ValueError(f"sampling: is 'wishart' with {self.latent} latents; expected 'data', for only Gaussian ones are Wishart")
+            raise ValueError(
+                f"sampling: is 'wishart' with {self.latent} latents; expected 'data', for only Gaussian ones are Wishart"
+            )
 
     @property
     def fitted_hierarchy(self) -> Hierarchy:
@@ -42,7 +44,7 @@ class Cell:
 
     @property
     def draw_name(self) -> str:
-        """Names the data: everything but the hierarchy that is fitted to them, so that fits of different hierarchies are paired."""
+        """Names the data: all but the hierarchy that is fitted to them, so that fits of different hierarchies are paired."""
         fields = {"dims": "x".join(map(str, self.hierarchy.dims)), **_rank_field(self.hierarchy)}
         fields |= {"n": str(self.n), "noise_variance": format(self.noise_variance, ".12g")}
         optional = {"latent": "gaussian", "sampling": "wishart", "loadings": ""}

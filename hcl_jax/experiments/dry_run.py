@@ -1,21 +1,22 @@
 """What a sweep would cost: one timed replicate a device for each program, and the time and memory that follow."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
 from hcl_jax.experiments.cell import Cell
-from hcl_jax.experiments.replicate import Slots, method_program, place
-from hcl_jax.experiments.store import Part
-from hcl_jax.experiments.sweep import Draws, Execution, Sweep, Task, check_tasks, chunk_size, draw_arguments, draw_program_of
-
-_GIB = 2**30
+from hcl_jax.experiments.mapping import Slots
+from hcl_jax.experiments.replicate import errors_program, estimate_program, limit_program
+from hcl_jax.experiments.sweep import GIB, Execution, Sweep, Task, chunk_size, draw_arguments, draw_program_of
+from hcl_jax.limits import LIMITS
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One line of the projection. `seconds_each` is what a replicate takes while the other devices are busy with one of theirs."""
+    """One line of the projection. `seconds_each`: of a replicate, while the other devices are busy with one of theirs."""
 
     cell: str
     method: str
@@ -30,67 +31,61 @@ class Cost:
 
 
 def project_costs(sweep: Sweep, tasks: list[Task], execution: Execution) -> list[Cost]:
-    """Time every program (the draw, each method) once compiled, at the middle n of each setting, with a replicate on every device.
-
-    Raises `ValueError` for what a method refuses.
-    """
-    check_tasks(sweep, tasks, execution)
-    draws, costs = Draws(sweep, execution), []
-    groups: dict[tuple, dict[str, list[Task]]] = {}
+    """Time every program (draw, methods, errors) once compiled, at the middle n of each setting, one replicate a device."""
+    settings: dict[Cell, list[Task]] = {}
     for task in tasks:
-        groups.setdefault(_setting(task), {}).setdefault(task.method, []).append(task)
-    for by_method in groups.values():
-        cells = sorted({task.cell for group in by_method.values() for task in group}, key=lambda cell: cell.n)
-        middle = cells[len(cells) // 2]
-        parts = {(task.cell.draw_name, task.part) for group in by_method.values() for task in group}
-        costs.append(_time_draw(sweep, middle, sum(len(part) for _, part in parts), execution))
-        for method, group in by_method.items():
-            costs.append(_time_method(Task(middle, method, Part(0, jax.device_count() - 1)), group, draws))
+        settings.setdefault(replace(task.cell, n=2), []).append(task)  # all of the cell but n
+    return [cost for group in settings.values() for cost in _project_setting(sweep, group, execution)]
+
+
+def _project_setting(sweep: Sweep, tasks: list[Task], execution: Execution) -> list[Cost]:
+    cells = sorted({task.cell for task in tasks}, key=lambda cell: cell.n)
+    cell, batched = cells[len(cells) // 2], execution.batched
+    replicates = {method: sum(len(task.part) for task in tasks if task.method == method) for method in sweep.methods}
+    slots = Slots.spread(0, jax.device_count(), chunk_size(cell, sweep.dtype, execution))
+    n_draws = sum(len(part) for _, part in {(task.cell.n, task.part) for task in tasks})
+    arguments = draw_arguments(sweep, cell, slots)
+    drawn, cost = _timed(cell, "(draw)", draw_program_of(sweep, cell, execution), arguments, n_draws, batched)
+    costs, fits, counts = [cost], None, arguments[2]
+    program: Callable[..., Any]
+    for method in (method for method in sweep.methods if replicates[method]):
+        if method in LIMITS:
+            program, items = limit_program(method, batched), drawn
+        else:
+            program, items = estimate_program(method, cell.fitted_hierarchy, batched), drawn[1]
+        result, cost = _timed(cell, method, program, (None, items, counts), replicates[method], batched)
+        costs.append(cost)
+        fits = fits if method in LIMITS else result
+    if fits is not None:
+        n_fits = sum(count for method, count in replicates.items() if method not in LIMITS)
+        program, items = errors_program(cell.fitted_hierarchy, batched), (drawn[0], fits.loadings)
+        costs.append(_timed(cell, "(errors)", program, (None, items, counts), n_fits, batched)[1])
     return costs
 
 
-def _setting(task: Task) -> tuple:
-    """What a program is timed for: all of the cell but n."""
-    return (replace(task.cell, n=2),)
-
-
-def _time_draw(sweep: Sweep, cell: Cell, replicates: int, execution: Execution) -> Cost:
-    arguments = draw_arguments(sweep, cell, Slots.spread(0, jax.device_count(), chunk_size(cell, sweep.dtype, execution)))
-    return _timed(cell.name, "(draw)", draw_program_of(sweep, cell, execution), arguments, replicates, execution)
-
-
-def _time_method(sample: Task, group: list[Task], draws: Draws) -> Cost:
-    ((drawn, slots),) = draws.chunks(sample)
-    program = method_program(sample.method, sample.cell.fitted_hierarchy, draws.execution.batched)
-    arguments = (None, drawn, place(slots.counts, split=True))
-    replicates = sum(len(task.part) for task in group)
-    return _timed(sample.cell.name, sample.method, program, arguments, replicates, draws.execution)
-
-
-def _timed(cell: str, method: str, program, arguments: tuple, replicates: int, execution: Execution) -> Cost:
-    jax.block_until_ready(arguments[1])
+def _timed(cell: Cell, name: str, program: Any, arguments: tuple, replicates: int, batched: bool) -> tuple[Any, Cost]:
     start = time.perf_counter()
     compiled = program.lower(*arguments).compile()
     compiling = time.perf_counter() - start
     start = time.perf_counter()
-    jax.block_until_ready(compiled(*arguments))
+    result = jax.block_until_ready(compiled(*arguments))
     elapsed = time.perf_counter() - start
     places = jax.tree.leaves(arguments[1])[0].shape[0] // jax.device_count()
-    return Cost(cell, method, replicates, compiling, elapsed / (places if execution.batched else 1), _memory(compiled))
+    return result, Cost(cell.name, name, replicates, compiling, elapsed / (places if batched else 1), _memory(compiled))
 
 
-def _memory(compiled) -> float:
+def _memory(compiled: Any) -> float:
     usage = compiled.memory_analysis()
     sizes = (usage.argument_size_in_bytes, usage.output_size_in_bytes, usage.temp_size_in_bytes)
-    return jax.device_count() * sum(sizes) / _GIB
+    return jax.device_count() * sum(sizes) / GIB
 
 
 def format_costs(costs: list[Cost]) -> str:
     """The projection as a table, its total below."""
     width = max(len(cost.cell) for cost in costs)
-    header = f"{'cell (at the middle n)':{width}}  {'method':20} {'replicates':>10} {'compile s':>10} {'s each':>10} {'total':>9} {'GiB':>7}"
+    header = f"{'setting, middle n':{width}}  {'method':20} {'replicates':>10} {'compile':>9} {'each':>9} {'total':>9} {'GiB':>7}"
     lines = [
-        f"{c.cell:{width}}  {c.method:20} {c.replicates:10d} {c.seconds_compiling:10.1f} {c.seconds_each:10.3g} "
+        f"{c.cell:{width}}  {c.method:20} {c.replicates:10d} {c.seconds_compiling:8.1f}s {c.seconds_each:8.3g}s "
         f"{_duration(c.seconds):>9} {c.memory_gib:7.2f}"
         for c in costs
     ]

@@ -12,6 +12,9 @@ from threadpoolctl import threadpool_limits
 
 DTYPES = ("float32", "float64")
 CACHE_VARIABLE = "HCL_COMPILATION_CACHE"  # a folder, or 0 for no cache
+POOL_THREADS = 64
+"""Threads of XLA's pool, which reads NPROC. A batched LAPACK call waits, in a thread of the pool, for others of that pool: with
+no more threads than devices all of them come to wait, for ever (jaxlib 0.10.2). Threads beyond the number of cores stay idle."""
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -44,6 +47,7 @@ def _single_threaded_devices(devices: int) -> None:
     flag = "--xla_cpu_multi_thread_eigen=false"
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if not f.startswith("--xla_cpu_multi_thread_eigen")), flag])
+    os.environ.setdefault("NPROC", str(max(POOL_THREADS, devices)))
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:  # the devices are in use already: a test or a notebook
@@ -80,8 +84,13 @@ def describe() -> dict[str, object]:
     device = jax.devices()[0]
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "machine": _machine_kind()},
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "machine": _machine_kind(),
+        },
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
     }
 
 
@@ -97,7 +106,7 @@ class CompilationCounter:
     def __init__(self) -> None:
         self.count = 0
 
-    def _listen(self, event: str, _duration: float, **_: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         self.count += event == _COMPILE_EVENT
 
     def __enter__(self) -> "CompilationCounter":

@@ -89,7 +89,7 @@ class Store:
         return aligned_parts([r for r in range(replicates) if r not in held])
 
     def begin(self, run: dict[str, Any]) -> None:
-        """Record a run (configuration, command line, versions, device); raises `OutputError` when the folder cannot be written."""
+        """Record a run (configuration, command line, versions, device); raises `OutputError` if the folder cannot be written."""
         self._commit, self._dirty = _git_state()
         for path in _part_paths(self.output):  # parts that a killed run wrote after its last manifest
             self._manifest["parts"].setdefault(self._key(path), _read_provenance(path))
@@ -97,7 +97,7 @@ class Store:
         self.write_manifest()
 
     def write(self, cell: str, method: str, part: Part, table: pl.DataFrame, seconds: float) -> None:
-        """Write one part, whole or not at all; its provenance travels in the file, and in the manifest when that is next written."""
+        """Write one part, whole or not at all; its provenance is in the file, and in the manifest when that is next written."""
         path = self._folder(cell, method) / part.file_name
         values = (self._commit, self._dirty, len(self._manifest["runs"]) - 1, round(seconds, 3))
         provenance = dict(zip(_PROVENANCE, values, strict=True))
@@ -148,7 +148,9 @@ def _refuse_overlaps(folder: Path) -> None:
     parts = _parts_in(folder)
     for one, other in zip(parts[:-1], parts[1:], strict=True):
         if other.first <= one.last:
-            raise OutputError(f"--output: parts {one.file_name} and {other.file_name} overlap in {folder}; expected each replicate once")
+            raise OutputError(
+                f"--output: parts {one.file_name} and {other.file_name} overlap in {folder}; expected each replicate once"
+            )
 
 
 def _read_manifest(output: Path) -> dict[str, Any] | None:

@@ -4,14 +4,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import jax
 import numpy as np
 
 from hcl_jax.estimators import ESTIMATORS
 from hcl_jax.experiments.cell import Cell
+from hcl_jax.experiments.mapping import Slots, place
 from hcl_jax.experiments.progress import Progress
-from hcl_jax.experiments.replicate import Drawn, DrawSpec, Slots, draw_program, method_program, place, shared_arguments
+from hcl_jax.experiments.replicate import Drawn, DrawSpec, analyse, draw_program, shared_arguments, trace
 from hcl_jax.experiments.runtime import CompilationCounter
 from hcl_jax.experiments.store import PART_SIZE, Part, Store
 from hcl_jax.experiments.tidy import tidy_rows
@@ -19,7 +21,7 @@ from hcl_jax.limits import LIMITS
 
 LIKELIHOOD_METHODS = ("hcl-ml", "hcl-vb")  # unbounded where there are as many factors as degrees of freedom
 BATCH_OVERHEAD = 6  # d × d matrices that a method holds per replicate when replicates are batched
-_GIB = 2**30
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Sweep:
 
 @dataclass
 class Report:
-    """What a sweep did."""
+    """What a sweep did: parts stored, programs compiled (or found in the cache), seconds."""
 
     n_parts: int = 0
     n_compilations: int = 0
@@ -92,13 +94,13 @@ def check_tasks(sweep: Sweep, tasks: list[Task], execution: Execution) -> None:
         n_factors = task.cell.fitted_hierarchy.n_factors
         if task.method in LIKELIHOOD_METHODS and n_factors >= task.cell.n - 1:
             raise ValueError(
-                f"n_grid: holds {task.cell.n} for {task.method} with {n_factors} factors; expected more than {n_factors + 1} samples"
+                f"n_grid: holds {task.cell.n}; {task.method} with {n_factors} factors expects more than {n_factors + 1} samples"
             )
     for (spec, fitted, method), task in {_program_key(sweep, task): task for task in tasks}.items():
         slots = Slots.spread(0, 1, chunk_size(task.cell, sweep.dtype, execution))
         try:
-            drawn = draw_program(spec, execution.batched).eval_shape(*draw_arguments(sweep, task.cell, slots))
-            method_program(method, fitted, execution.batched).eval_shape(None, drawn, slots.counts)
+            drawn = jax.eval_shape(draw_program(spec, execution.batched), *draw_arguments(sweep, task.cell, slots))
+            trace(method, fitted, drawn, slots.counts, execution.batched)
         except ValueError as error:
             raise ValueError(f"methods: {method} cannot be used here, {error}") from error
 
@@ -114,7 +116,7 @@ def chunk_size(cell: Cell, dtype: str, execution: Execution) -> int:
     """
     d = cell.hierarchy.n_features
     matrices = BATCH_OVERHEAD if execution.batched else 1
-    allowed = execution.memory_gib * _GIB / (jax.device_count() * matrices * d * d * np.dtype(dtype).itemsize)
+    allowed = execution.memory_gib * GIB / (jax.device_count() * matrices * d * d * np.dtype(dtype).itemsize)
     return max(2, min(-(-PART_SIZE // jax.device_count()), int(allowed)))
 
 
@@ -147,7 +149,7 @@ class Draws:
 
     def _draw(self, cell: Cell, slots: Slots) -> Drawn:
         key = (cell.draw_name, slots.replicates.tobytes())
-        if key != self._key:
+        if self._latest is None or key != self._key:
             self._key = self._latest = None  # lets go of the memory first
             self._latest = draw_program_of(self.sweep, cell, self.execution)(*draw_arguments(self.sweep, cell, slots))
             self._key = key
@@ -156,29 +158,25 @@ class Draws:
 
 def compute(task: Task, draws: Draws) -> dict[str, np.ndarray]:
     """The outcome of one part, each metric with the replicates as leading axis."""
-    program = method_program(task.method, task.cell.fitted_hierarchy, draws.execution.batched)
     pieces = []
     for drawn, slots in draws.chunks(task):
-        outcome = jax.device_get(program(None, drawn, place(slots.counts, split=True)))
+        counts = place(slots.counts, split=True)
+        outcome = jax.device_get(analyse(task.method, task.cell.fitted_hierarchy, drawn, counts, draws.execution.batched))
         pieces.append({metric: slots.read(values) for metric, values in outcome.items()})
     return {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in pieces[0]}
 
 
-def run_sweep(sweep: Sweep, store: Store, execution: Execution, describe_run: Callable[[], dict]) -> Report:
-    """Compute and store what is missing; a sweep that is finished computes, compiles and writes nothing.
+def run_sweep(sweep: Sweep, tasks: list[Task], store: Store, execution: Execution, run: dict[str, Any]) -> Report:
+    """Compute and store the tasks; with none, nothing is computed, compiled or written.
 
-    `describe_run` is called when there is something to compute: the manifest's record of this run.
-    Raises `ValueError` for what a method refuses, before anything is written, and `OutputError` when a part cannot be.
+    `run` is the manifest's record of this run. Raises `OutputError` when a part cannot be written.
     """
-    tasks = sweep.tasks(store)
     report, start = Report(len(tasks)), time.perf_counter()
-    if not tasks:
-        return report
-    with CompilationCounter() as compilations:
-        check_tasks(sweep, tasks, execution)
-        store.begin(describe_run())
-        _run_tasks(sweep, tasks, store, execution)
-    report.n_compilations, report.seconds = compilations.count, time.perf_counter() - start
+    if tasks:
+        store.begin(run)
+        with CompilationCounter() as compilations:
+            _run_tasks(sweep, tasks, store, execution)
+        report.n_compilations, report.seconds = compilations.count, time.perf_counter() - start
     return report
 
 

@@ -6,6 +6,7 @@ import polars as pl
 from hcl_jax.experiments.cell import Cell
 from hcl_jax.experiments.replicate import structures_of
 from hcl_jax.experiments.store import Part
+from hcl_jax.limits import LIMITS
 from hcl_jax.structure import structure_name
 
 SCHEMA = {
@@ -34,14 +35,16 @@ SCHEMA = {
 
 
 def tidy_rows(study: str, cell: Cell, method: str, part: Part, outcome: dict[str, np.ndarray]) -> pl.DataFrame:
-    """The rows of one part: `outcome` holds, by metric, one scalar, vector over structures, or structures × modalities a replicate."""
-    names = [structure_name(s) for s in structures_of(method, cell.fitted_hierarchy, cell.hierarchy)]
+    """The rows of one part. `outcome` holds, by metric and replicate, a scalar, one per structure, or structures × modalities."""
+    true = cell.hierarchy
+    structures = true.structures if method in LIMITS else structures_of(cell.fitted_hierarchy, true)
+    names = [structure_name(s) for s in structures]
     status, steps = outcome["status"], outcome["steps"]
     metrics = {metric: np.asarray(values, float) for metric, values in outcome.items() if metric not in ("status", "steps")}
     per_metric = [_metric_rows(metric, values, names, part, status, steps) for metric, values in metrics.items()]
     constants = {"study": study, **cell.columns(), "method": method}
     table = pl.concat(per_metric).with_columns(**{name: pl.lit(value) for name, value in constants.items()})
-    return table.select(list(SCHEMA)).cast(dict(SCHEMA))
+    return table.select(list(SCHEMA)).cast(pl.Schema(SCHEMA))
 
 
 def _metric_rows(

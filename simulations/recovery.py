@@ -1,0 +1,287 @@
+"""The recovery study: how well each method recovers loadings, beside what the best possible method could do.
+
+Claim (the paper's Section 4.1): errors fall like n^(-1/2), and fitting the hierarchy beats ignoring it. Draws truths and sample
+covariances on a grid, runs every method on the same draws, and stores one tidy row a number under --output. A run that was
+stopped, or is asked for more replicates, methods or n, computes only what is missing.
+
+    python simulations/recovery.py                              # dims 100 100 100, rank 5: minutes
+    python simulations/recovery.py --preset tiny                # seconds
+    python simulations/recovery.py --preset paper --dry-run     # what the paper's grid would cost
+    python simulations/recovery.py --n-grid 5000 20000 --noise-variance 1 10 --methods hcl-vb hcl-ml cramer-rao
+    python simulations/recovery.py --dims 100 100 100 --dims 100 500 800 --rank 10      # two settings
+    python simulations/recovery.py --structures 123:5 12:3 1 2 3 --rank 4               # a list; rank 4 where none is given
+    python simulations/recovery.py --preset hierarchies         # fits that are told a wrong hierarchy
+    python simulations/recovery.py --loadings-from tcga_brca5.npz --views mrna meth mirna
+    python figures/recovery.py results/recovery                 # draws the figures
+"""
+
+import dataclasses
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+import hcl_jax
+from hcl_jax import ESTIMATORS, LATENT_LAWS, LIMITS, Hierarchy
+from hcl_jax.experiments import (
+    FITTED,
+    Cell,
+    Execution,
+    OutputError,
+    Store,
+    Sweep,
+    configure,
+    format_costs,
+    format_summary,
+    project_costs,
+    read_results,
+    run_sweep,
+    summarise,
+)
+from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse, peek
+from hcl_jax.experiments.runtime import describe
+from hcl_jax.experiments.store import Identity, write_bytes
+from hcl_jax.experiments.summary import select_results
+from hcl_jax.experiments.sweep import Task, check_methods, check_tasks
+from hcl_jax.real_data import RealTruth, fit_truth, load_views, read_truth, truth_bytes
+
+STUDY, PROGRAM = "recovery", "recovery.py"
+ALL_METHODS = (*ESTIMATORS, *LIMITS)
+MAIN_METHODS = tuple(name for name in ALL_METHODS if name != "detection")
+WRONG_METHODS = ("hcl-vb", "hcl-ml", "hcl-shrunk", "hcl-gn", "hcl-svd", "naive-svd-denoised", "cramer-rao")
+PAPER_N = (5000, 6000, 7000, 8000, 9000, 10000, 12000, 14000, 16000, 18000, 20000, 25000, 30000)
+PAPER_DIMS = ((100, 100, 100), (100, 500, 800))
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every option is described below; --preset sets the defaults that are shown, and any option overrides it."""
+
+    preset: Literal["tiny", "default", "paper", "hierarchies"] = "default"
+    """Where the other options start: seconds, minutes, the paper's grid (hours), or the grid of wrong hierarchies."""
+    dims: Annotated[tuple[tuple[int, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Features of each modality. May be given several times, for several settings. Default: those of the preset."""
+    rank: int | None = 5
+    """Rank of each structure for which --structures gives none. With --loadings-from, None keeps the ranks that the fit keeps."""
+    structures: tuple[str, ...] = ()
+    """Structures as modalities and rank: 123:5 12:3 1 (1.10:2 where modalities exceed 9). None given: every subset."""
+    noise_variance: tuple[float, ...] = (1.0,)
+    """Noise variances, one setting each. With --loadings-from and none given: that of the fit."""
+    n_grid: tuple[int, ...] = (2500, 5000, 10000, 20000, 40000)
+    """Numbers of samples."""
+    replicates: int = 20
+    """Independent draws of each cell, numbered from 0: raising it later adds to what is there."""
+    methods: tuple[str, ...] = MAIN_METHODS
+    """Estimators and limits, by name; the limit `detection` counts the factors that can be seen."""
+    hierarchies: tuple[str, ...] = ("true",)
+    """Hierarchies the estimators are told: true, missing (a structure), extra (one too many), low, high (ranks 2 off), merged."""
+    latent: tuple[str, ...] = ("gaussian",)
+    """Laws of the latent factors."""
+    sampling: Literal["wishart", "data"] = "wishart"
+    """Draw the covariance itself (its cost does not grow with n), or samples. Non-Gaussian latents are always sampled."""
+    loadings_from: Path | None = None
+    """An .npz file of real data: a fit of hcl-vb to its --views is the truth of every replicate."""
+    views: tuple[str, ...] = ()
+    """Names of the arrays in that file, one a modality, samples × features."""
+    seed: int = 0
+    """Root of all random numbers."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Precision of all computations."""
+    output: Path = Path("results/recovery")
+    """Folder of the results. It holds one seed and one dtype."""
+    metric: str = "gram_frobenius"
+    """Metric of the table at the end; all metrics are stored."""
+    dry_run: bool = False
+    """Time one replicate of each program, print what is left to compute and its projected time and memory, write nothing."""
+    batched: bool = False
+    """Replicates side by side in one program: always so on accelerators. Else one after the other, reproducible bit for bit."""
+    devices: int | None = None
+    """Host devices on a CPU, over which replicates are spread. Default: the cores; with --batched one."""
+    memory_gib: float = 4.0
+    """Budget for the draws that are held at a time."""
+    progress: bool = True
+    """Show the progress bar."""
+
+
+PRESET_DIMS = {
+    "tiny": ((12, 10, 8),),
+    "default": ((100, 100, 100),),
+    "paper": PAPER_DIMS,
+    "hierarchies": ((100, 100, 100),),
+}
+PRESETS = {
+    "tiny": Study(
+        preset="tiny",
+        rank=1,
+        n_grid=(500, 2000),
+        replicates=8,
+        methods=("hcl-vb", "hcl-gn", "hcl-svd", "naive-svd", "cramer-rao"),
+        output=Path("results/recovery-tiny"),
+    ),
+    "default": Study(),
+    "paper": Study(
+        preset="paper",
+        rank=10,
+        noise_variance=(10.0, 1.0),
+        n_grid=PAPER_N,
+        replicates=100,
+        methods=ALL_METHODS,
+        output=Path("results/recovery-paper"),
+    ),
+    "hierarchies": Study(
+        preset="hierarchies",
+        structures=("123", "12", "13", "1", "2", "3"),
+        n_grid=(5000, 20000),
+        noise_variance=(1.0, 10.0),
+        methods=WRONG_METHODS,
+        hierarchies=FITTED,
+        output=Path("results/recovery-hierarchies"),
+    ),
+}
+
+
+def parse_study(arguments: Sequence[str]) -> Study:
+    """The study that the command line asks for; a bad one raises `ValueError` in one line."""
+    known = peek(arguments, "preset", "loadings-from")
+    default = PRESETS.get(known["preset"] or "default", PRESETS["default"])
+    if known["loadings-from"] is not None:  # what is not given, the file decides
+        output = Path(f"results/recovery-{Path(known['loadings-from']).stem}")
+        default = dataclasses.replace(default, rank=None, structures=(), noise_variance=(), n_grid=(), output=output)
+    study = parse(Study, arguments, default, PROGRAM, __doc__)
+    return study if study.dims or study.loadings_from else dataclasses.replace(study, dims=PRESET_DIMS[study.preset])
+
+
+def check(study: Study) -> None:
+    """Raise `ValueError`, naming the argument, for what the cells and methods do not check themselves."""
+    check_methods(study.methods)
+    positive = ("replicates", "memory_gib", *(("devices",) if study.devices is not None else ()))
+    for name in positive:
+        if not getattr(study, name) > 0:
+            raise ValueError(f"{name}: is {getattr(study, name)}; expected a positive number")
+    if not 0 <= study.seed < 2**32:
+        raise ValueError(f"seed: is {study.seed}; expected an integer from 0 to 2^32 - 1")
+    if study.rank is not None and study.rank < 1:
+        raise ValueError(f"rank: is {study.rank}; expected a positive integer")
+    for law in study.latent:
+        if law not in LATENT_LAWS:
+            raise ValueError(f"latent: unknown {law!r}; expected some of {', '.join(LATENT_LAWS)}")
+    for name in ("methods", "hierarchies", "latent", *(() if study.loadings_from else ("n_grid", "noise_variance"))):
+        check_list(name, getattr(study, name))
+    if bool(study.views) != bool(study.loadings_from):
+        raise ValueError("views: expected together with --loadings-from FILE.npz")
+    if study.loadings_from and study.dims:
+        raise ValueError("dims: those of the views are used; expected no --dims with --loadings-from")
+
+
+def make_cells(study: Study, hierarchies: Sequence[Hierarchy], label: str = "") -> tuple[Cell, ...]:
+    """The grid: hierarchies × noise variances × latent laws × n × the hierarchies that are fitted."""
+    return tuple(
+        Cell(hierarchy, n, noise, latent, study.sampling if latent == "gaussian" else "data", label, fitted)
+        for hierarchy in hierarchies
+        for noise in study.noise_variance
+        for latent in study.latent
+        for n in study.n_grid
+        for fitted in study.hierarchies
+    )
+
+
+def real_truth(study: Study) -> tuple[RealTruth, str, Callable[[], None]]:
+    """The fit to the real data, its label, and what keeps it under OUTPUT for the next run, which then need not fit again."""
+    assert study.loadings_from is not None
+    views = load_views(study.loadings_from, study.views)
+    request = f"{study.rank} {study.structures}".encode() + study.loadings_from.read_bytes()
+    label = f"{study.loadings_from.stem}-{'+'.join(study.views)}-{zlib.crc32(request):08x}"
+    path = study.output / "loadings" / f"{label}.npz"
+    if path.exists():
+        return read_truth(path), label, lambda: None
+    told = study.rank is not None or bool(study.structures)
+    hierarchy = make_hierarchy([view.shape[1] for view in views], study.rank, study.structures) if told else None
+    print(f"fitting hcl-vb to {', '.join(study.views)} of {study.loadings_from}", flush=True)
+    truth = fit_truth(views, hierarchy, study.dtype)
+    return truth, label, lambda: write_bytes(path, truth_bytes(truth), study.output)
+
+
+def describe_truth(truth: RealTruth) -> str:
+    """What the fit found, in two lines."""
+    return (
+        f"truth: ranks {truth.hierarchy}, noise variance {truth.noise_variance:.4g}, fitted to {truth.n_samples} samples "
+        f"(status {truth.status})\nheld-out log-likelihood per sample: {truth.held_out:.2f}, "
+        f"of independent features: {truth.held_out_independent:.2f}"
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will do: all that is checked before anything is written."""
+
+    study: Study
+    sweep: Sweep
+    store: Store
+    execution: Execution
+    tasks: list[Task]
+    keep_truth: Callable[[], None]
+
+
+def make_plan(study: Study) -> Plan:
+    """Raises `ValueError` or `OutputError`, in one line that names the argument, for whatever is wrong."""
+    check(study)
+    configure(study.dtype, 1 if study.batched else study.devices)
+    store = Store(study.output, Identity(STUDY, study.seed, study.dtype, hcl_jax.__version__))
+    label, loadings, keep_truth = "", {}, lambda: None
+    if study.loadings_from:
+        truth, label, keep_truth = real_truth(study)
+        print(describe_truth(truth))
+        hierarchies, loadings = [truth.hierarchy], {label: truth.loadings}
+        n_grid = study.n_grid or tuple(truth.n_samples * factor for factor in (1, 4, 16))
+        study = dataclasses.replace(study, n_grid=n_grid, noise_variance=study.noise_variance or (truth.noise_variance,))
+    else:
+        hierarchies = [make_hierarchy(dims, study.rank, study.structures) for dims in study.dims]
+    cells = make_cells(study, hierarchies, label)
+    sweep = Sweep(STUDY, cells, study.methods, study.replicates, study.seed, study.dtype, loadings)
+    batched = study.batched or jax.default_backend() != "cpu"
+    execution, tasks = Execution(batched, study.memory_gib, study.progress), sweep.tasks(store)
+    check_tasks(sweep, tasks, execution)
+    return Plan(study, sweep, store, execution, tasks, keep_truth)
+
+
+def run(plan: Plan, command: Sequence[str]) -> None:
+    """Compute what is missing, and print the summary. Raises `OutputError` when OUTPUT cannot be written."""
+    study, sweep, tasks = plan.study, plan.sweep, plan.tasks
+    if study.dry_run:
+        print(format_costs(project_costs(sweep, tasks, plan.execution)) if tasks else "nothing left to compute")
+        return
+    if tasks:
+        plan.keep_truth()
+    record = {"config": dataclasses.asdict(study), "command": list(command), **describe()}
+    report = run_sweep(sweep, tasks, plan.store, plan.execution, record)
+    print(f"computed {report.n_parts} parts in {report.seconds:.1f} s, {report.n_compilations} programs compiled\n")
+    table = select_results(read_results(study.output), sweep.cells, study.methods, study.replicates)
+    print(format_summary(summarise(table, study.metric), study.metric))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        plan = make_plan(parse_study(arguments))
+    except (ValueError, OutputError) as error:
+        return _refuse(error)
+    try:
+        run(plan, [PROGRAM, *arguments])
+    except OutputError as error:
+        return _refuse(error)
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f"{PROGRAM}: error: {error_line(Study, error)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
