@@ -15,7 +15,8 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_throughput_prints_both_tables():
-    done = run(*["--cases", "equal-float32", "--noise-variances", "1", "--n", "2000", "--rounds", "1", "--threads", "1", "--descent-seconds", "2"])
+    case, brief = ["--cases", "equal-float32", "--noise-variances", "1"], ["--n", "2000", "--rounds", "1", "--threads", "1"]
+    done = run(*case, *brief, "--descent-seconds", "2")
     assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| (100, 100, 100)")]
     assert len(rows) == 2
