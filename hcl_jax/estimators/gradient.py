@@ -12,8 +12,8 @@ from hcl_jax.estimators.spectral import least_squares_objective, structured_load
 from hcl_jax.structure import Hierarchy
 
 Target = DenoisedCovariance | LowRankCovariance
-Preconditioner = Callable[[Array, Array, Array], Array]
-"""(F, FᵀF, residual gradient) -> descent direction, up to its sign."""
+Preconditioner = Callable[[Float[Array, "d K"], Float[Array, "d K"]], Float[Array, "d K"]]
+"""(F, ∇f/2 there) -> direction of descent, up to its sign: a symmetric positive definite map of the gradient."""
 
 
 def half_gradient(loadings: Float[Array, "d K"], image: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
@@ -74,7 +74,7 @@ def minimise_masked(
 
     def advance(state):
         F, image, gradient, direction, alignment, _, _, step = state
-        steepest = precondition(F, F.T @ F, gradient)
+        steepest = precondition(F, gradient)
         new_alignment = jnp.sum(gradient * steepest)
         direction = conjugate(gradient, steepest, new_alignment, direction, alignment)
         V_image = target.product(direction)
@@ -105,4 +105,4 @@ def hcl_gd(covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: flo
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)
     start = structured_loadings(factor, hierarchy)
     target = DenoisedCovariance(covariance, noise)
-    return minimise_masked(target, start, noise, hierarchy, lambda F, FF, gradient: gradient, max_steps, tolerance)
+    return minimise_masked(target, start, noise, hierarchy, lambda F, gradient: gradient, max_steps, tolerance)

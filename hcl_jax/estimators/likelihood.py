@@ -12,10 +12,6 @@ from hcl_jax.estimators.spectral import structured_loadings
 from hcl_jax.fisher import FisherOperator, minus_half_gradient, noise_gradient, noise_groups
 from hcl_jax.structure import Hierarchy
 
-CG_STEPS = 4  # of the Fisher scoring equations, per step
-CG_TOLERANCE = 0.03
-
-
 class _Line(NamedTuple):
     """All that the likelihood needs along (F + tV, ψ + tδ): K × K matrices, quadratic in t, per group p or pair of groups (p, q)."""
 
@@ -67,17 +63,17 @@ class _Problem(NamedTuple):
             jnp.stack([variances[g].sum() for g in groups]),
         )
 
-    def scoring(self, F, images, noise):
-        """(operator, right-hand side of the scoring equations, relative size of the gradient)."""
-        operator = FisherOperator(F, noise, self.hierarchy, self.groups)
-        precision, image = operator.precision, operator.image
+    def gradient(self, F, images, noise):
+        """(−½ of the gradient in F and ψ, the same preconditioned by the Fisher information, its relative size)."""
+        fisher = FisherOperator(F, noise, self.hierarchy, self.groups)
+        precision, image = fisher.precision, fisher.image
         covariance_image = precision.solve_core(jnp.einsum("pdk,p->dk", images, 1 / noise).T).T
         right = minus_half_gradient(precision, image, covariance_image, self.hierarchy)
         right_noise = -noise_gradient(precision, image, covariance_image, self.covariance, self.groups) / 2
         scale = jnp.linalg.norm(jnp.where(self.hierarchy.mask, image, 0))
         sizes = jnp.array([g.stop - g.start for g in self.groups], F.dtype)
         relative = jnp.maximum(jnp.linalg.norm(right) / scale, jnp.max(jnp.abs(right_noise) * noise / sizes))
-        return operator, (right, right_noise), relative
+        return (right, right_noise), fisher.precondition((right, right_noise)), relative
 
 
 def _dot(a, b) -> Float[Array, ""]:
@@ -122,7 +118,7 @@ def maximise_likelihood(
     tolerance: float,
     max_steps: int,
 ) -> Estimate:
-    """Fisher scoring made conjugate: directions of the scoring equations, combined as in nonlinear conjugate gradients (Polak and Ribière).
+    """Nonlinear conjugate gradients (Polak and Ribière), preconditioned by the diagonal blocks of the Fisher information.
 
     One product with S a step: along a line the likelihood is a function of K × K matrices alone. Stops when the gradient, relative
     to ‖Σ⁻¹F∘mask‖_F for the loadings and to the number of features for each log σ², is at most `tolerance`.
@@ -130,28 +126,25 @@ def maximise_likelihood(
     problem = _Problem(covariance, hierarchy, groups)
 
     def advance(state):
-        F, images, noise, momentum, alignment, step = state[:6]
-        operator, gradient, _ = problem.scoring(F, images, noise)
-        scored = operator.solve(gradient, CG_TOLERANCE, CG_STEPS)
+        F, images, noise, gradient, scored, momentum, alignment, _, _, step = state
         previous, old_gradient = momentum
         new_alignment = _dot(gradient, scored)
         beta = jnp.maximum((new_alignment - _dot(scored, old_gradient)) / jnp.where(alignment > 0, alignment, 1), 0)
         direction = _combine(scored, previous, beta)
         ascends = _dot(direction, gradient) > 0
-        direction = jax.tree.map(lambda a, b: jnp.where(ascends, a, b), direction, scored)
-        V, change = direction
+        V, change = jax.tree.map(lambda a, b: jnp.where(ascends, a, b), direction, scored)
         V_images = problem.images(V)
         t = line_step(problem.line(F, images, V, V_images, noise, change))
         F, images, noise = F + t * V, images + t * V_images, noise + t * change
-        _, _, relative = problem.scoring(F, images, noise)
-        return F, images, noise, (direction, gradient), new_alignment, step + 1, relative, t > 0
+        new_gradient, new_scored, relative = problem.gradient(F, images, noise)
+        return F, images, noise, new_gradient, new_scored, ((V, change), gradient), new_alignment, relative, t > 0, step + 1
 
     zero = (jnp.zeros_like(start), jnp.zeros_like(start_noise))
     images = problem.images(start)
-    _, _, relative = problem.scoring(start, images, start_noise)
-    state = (start, images, start_noise, (zero, zero), jnp.zeros((), start.dtype), 0, relative, jnp.array(True))
-    state = jax.lax.while_loop(lambda s: (s[6] > tolerance) & s[7] & (s[5] < max_steps), advance, state)
-    F, images, noise, _, _, steps, relative, _ = state
+    gradient, scored, relative = problem.gradient(start, images, start_noise)
+    state = (start, images, start_noise, gradient, scored, (zero, zero), jnp.zeros((), start.dtype), relative, jnp.array(True), 0)
+    state = jax.lax.while_loop(lambda s: (s[7] > tolerance) & s[8] & (s[9] < max_steps), advance, state)
+    F, images, noise, _, _, _, _, relative, _, steps = state
     still = problem.line(F, images, jnp.zeros_like(F), jnp.zeros_like(images), noise, jnp.zeros_like(noise))
     objective = still.objective(jnp.zeros((), F.dtype)) + F.shape[0] * jnp.log(2 * jnp.pi)
     return finished(F, noise if len(groups) > 1 else noise[0], relative <= tolerance, steps, objective)
@@ -177,7 +170,7 @@ def hcl_ml(
     *,
     noise_per_modality: bool = False,
     tolerance: float | None = None,
-    max_steps: int = 500,
+    max_steps: int = 1500,
 ) -> Estimate:
     """`hcl-ml`: minimises log det Σ + tr(Σ⁻¹S), Σ = FFᵀ + Ψ, over masked F and the noise variance, from `hcl-svd`.
 
@@ -185,7 +178,7 @@ def hcl_ml(
     objective is −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν.
     """
     check_degrees_of_freedom(covariance, hierarchy)
-    tolerance = default_tolerance(covariance.dtype, double=1e-7) if tolerance is None else tolerance
+    tolerance = default_tolerance(covariance.dtype, double=1e-6) if tolerance is None else tolerance
     groups = noise_groups(hierarchy, noise_per_modality)
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)
     start = structured_loadings(factor, hierarchy)

@@ -39,10 +39,13 @@ def parse(study: type[Study], arguments: Sequence[str], default: Study, prog: st
 
 
 def _first_sentence(box: str) -> str:
-    """tyro's message without its frame (of lines, or of ASCII where these cannot be written), up to the first rule."""
-    lines = [line.strip("│| ") for line in box.splitlines() if line.startswith(("│", "|"))]
-    end = next((i for i, line in enumerate(lines) if line.startswith(("───", "---"))), len(lines))
-    return " ".join(lines[:end]) + "; see --help"
+    """What tyro's message says, without its title and frame, and the form of the option that it is about."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = "\n".join("" if set(line) <= {"─", "-"} else line for line in lines).split("\n\n")
+    expected = [part.splitlines()[1] for part in parts if part.startswith("Argument helptext:")]
+    said = [" ".join(part.split()) for part in parts if not part.startswith(("For full helptext", "Argument helptext"))]
+    named = [part for part in said if "--" in part] or said[-1:]
+    return "; ".join([named[0].rstrip("."), *(f"expected {form}" for form in expected[:1]), "see --help"])
 
 
 def error_line(study: Any, error: Exception) -> str:
