@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Self
 
 import numpy as np
 
@@ -81,12 +80,12 @@ class Hierarchy:
         object.__setattr__(self, "ranks", _check_ranks(ranks, len(self.dims)))
 
     @classmethod
-    def full(cls, dims: Sequence[int], rank: int) -> Self:
+    def full(cls, dims: Sequence[int], rank: int) -> "Hierarchy":
         """Every non-empty subset of the modalities, each with the same rank."""
         return cls(dims, dict.fromkeys(full_lattice(len(dims)), rank))
 
     @classmethod
-    def shared_and_private(cls, dims: Sequence[int], shared: int, private: int) -> Self:
+    def shared_and_private(cls, dims: Sequence[int], shared: int, private: int) -> "Hierarchy":
         """One structure shared by all modalities and one private to each: the structure of JIVE."""
         n_modalities = len(dims)
         ranks = {tuple(range(1, n_modalities + 1)): shared}
