@@ -1,0 +1,152 @@
+"""Problems with a known answer, and comparisons whose tolerance follows dtype and scale. Measured figures: `pytest -n 0 --log-cli-level=INFO`."""
+
+import logging
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from hypothesis import settings
+
+from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, Truth, recovery_errors, sample_truth, sample_wishart_covariance
+
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=20)  # no deadline: the first example of a shape compiles
+
+TWO = Hierarchy((9, 7), {(1, 2): 2, (1,): 1, (2,): 2})
+LATTICE = Hierarchy.full((7, 6, 8), 1)  # all that the published algorithms accept
+UNEVEN = Hierarchy((6, 8, 5), {(1, 2, 3): 2, (1, 3): 1, (2, 3): 2, (2,): 1})
+CHAIN = Hierarchy((4, 5, 4, 6), {(1, 2): 1, (2, 3): 1, (3, 4): 1, (1, 2, 3, 4): 1, (4,): 2})
+SHARED = Hierarchy((5, 4), {(1, 2): 3})
+HIERARCHIES = (TWO, LATTICE, UNEVEN, CHAIN, SHARED)
+
+PUBLISHED = ("hcl-svd-published", "hcl-gd-published")
+NAIVE = ("naive-svd", "naive-svd-denoised")
+LIKELIHOOD = ("hcl-ml", "hcl-vb")
+HIERARCHICAL = tuple(name for name in ESTIMATORS if name not in NAIVE)
+
+_log = logging.getLogger("measured")
+
+
+def assert_at_most(measured, bound, what: str) -> None:
+    """A measured figure is at most its bound; the figure is logged, and stands in the message if it is not."""
+    line = f"{what}: measured {float(measured):.4g}, at most {float(bound):.4g} expected"
+    _log.info(line)
+    assert float(measured) <= bound, line
+
+
+def assert_within(measured, centre, tolerance, what: str) -> None:
+    """A measured figure lies within a tolerance of where it should be."""
+    line = f"{what}: measured {float(measured):.5g}, expected {float(centre):.5g} ± {float(tolerance):.3g}"
+    _log.info(line)
+    assert abs(float(measured) - float(centre)) <= float(tolerance), line
+
+
+def relative(actual, expected) -> float:
+    """‖actual − expected‖ / ‖expected‖; the plain norm of the difference where the expected is 0."""
+    actual, expected = np.asarray(actual, float), np.asarray(expected, float)
+    assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape} differ"
+    size = np.linalg.norm(expected)
+    return float(np.linalg.norm(actual - expected) / (size if size > 0 else 1.0))
+
+
+def assert_close(actual, expected, what: str = "value", slack: float = 1e3) -> None:
+    """Equal up to `slack` roundings of the less precise dtype, relative to the norm of the expected array."""
+    eps = max(np.finfo(np.asarray(a).dtype).eps for a in (actual, expected) if np.asarray(a).dtype.kind == "f")
+    assert_at_most(relative(actual, expected), slack * eps, what)
+
+
+@partial(jax.jit, static_argnums=(1, 4))
+def _draw(key, hierarchy, noise, n, dtype):
+    k_truth, k_data = jr.split(key)
+    truth = sample_truth(k_truth, hierarchy, noise, dtype)
+    return truth, sample_wishart_covariance(k_data, truth, n)
+
+
+def problem(hierarchy: Hierarchy, seed: int = 0, noise: float = 0.1, n: float = 2000, dtype=jnp.float64):
+    """(truth, sample covariance) of a random model of the paper's Section 4.1."""
+    return _draw(jr.key(seed), hierarchy, jnp.asarray(noise, dtype), jnp.asarray(n, dtype), jnp.dtype(dtype))
+
+
+def problems(hierarchy: Hierarchy, seeds: int, noise: float = 0.1, n: float = 2000):
+    """A batch of problems with a leading axis, for vmap."""
+    return jax.vmap(lambda key: _draw(key, hierarchy, jnp.asarray(noise), jnp.asarray(float(n)), jnp.dtype(float)))(
+        jr.split(jr.key(1), seeds)
+    )
+
+
+def population(truth: Truth, n: float = 2000) -> SampleCovariance:
+    """The population covariance in place of a sample's."""
+    return SampleCovariance(truth.covariance(), n=n)
+
+
+def lower_precision(covariance: SampleCovariance) -> SampleCovariance:
+    """The same covariance in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), covariance)
+
+
+@cache
+def fitted_by(name: str, **options):
+    """The named estimator, compiled once per hierarchy and dtype."""
+    return jax.jit(partial(ESTIMATORS[name], **options), static_argnums=1)
+
+
+@cache
+def batch_fitted_by(name: str, **options):
+    """The named estimator over a batch of covariances."""
+
+    def fit(covariances, hierarchy):
+        return jax.vmap(lambda covariance: ESTIMATORS[name](covariance, hierarchy, **options))(covariances)
+
+    return jax.jit(fit, static_argnums=1)
+
+
+errors_of = jax.jit(recovery_errors, static_argnums=(1, 3))
+
+
+def hierarchy_for(name: str) -> Hierarchy:
+    """A hierarchy that the named estimator accepts, the same for all but the published ones."""
+    return LATTICE if name in PUBLISHED else TWO
+
+
+def masked_normal(rng: np.random.Generator, hierarchy: Hierarchy) -> np.ndarray:
+    """Standard normal loadings with the hierarchy's zero pattern."""
+    return np.where(hierarchy.mask, rng.standard_normal(hierarchy.mask.shape), 0.0)
+
+
+def orthogonal(rng: np.random.Generator, k: int) -> np.ndarray:
+    """A Haar orthogonal matrix, a reflection half of the time."""
+    Q, R = np.linalg.qr(rng.standard_normal((k, k)))
+    return Q * np.sign(np.diagonal(R))
+
+
+def structure_rotation(rng: np.random.Generator, hierarchy: Hierarchy) -> np.ndarray:
+    """A K × K matrix with one orthogonal block per structure."""
+    rotation = np.zeros((hierarchy.n_factors, hierarchy.n_factors))
+    for s in hierarchy.structures:
+        rotation[hierarchy.columns(s), hierarchy.columns(s)] = orthogonal(rng, hierarchy.rank(s))
+    return rotation
+
+
+def structure_gram(loadings, hierarchy: Hierarchy, structure) -> np.ndarray:
+    """Λ_sΛ_sᵀ as a d × d matrix."""
+    block = np.asarray(loadings)[:, hierarchy.columns(structure)]
+    return block @ block.T
+
+
+def dense_deviance(loadings, noise_by_feature, S):
+    """log det Σ + tr(Σ⁻¹S), Σ = FFᵀ + diag(ψ), written out with d × d matrices."""
+    Sigma = loadings @ loadings.T + jnp.diag(noise_by_feature)
+    return jnp.linalg.slogdet(Sigma)[1] + jnp.trace(jnp.linalg.solve(Sigma, S))
+
+
+def permuted_modalities(hierarchy: Hierarchy, order: tuple[int, ...]) -> tuple[Hierarchy, np.ndarray, np.ndarray]:
+    """The hierarchy with modality i now the old `order[i]` (0-based), and where its rows and columns stood before."""
+    new_of_old = {old + 1: new for new, old in enumerate(order, start=1)}
+    dims = [hierarchy.dims[i] for i in order]
+    moved = {s: tuple(sorted(new_of_old[m] for m in s)) for s in hierarchy.structures}
+    permuted = Hierarchy(dims, {moved[s]: hierarchy.rank(s) for s in hierarchy.structures})
+    old_of = {new: old for old, new in moved.items()}
+    rows = np.concatenate([np.arange(hierarchy.n_features)[hierarchy.rows(i + 1)] for i in order])
+    columns = np.concatenate([np.arange(hierarchy.n_factors)[hierarchy.columns(old_of[s])] for s in permuted.structures])
+    return permuted, rows, columns
