@@ -35,6 +35,24 @@ def error_curves(table: pl.DataFrame, by: tuple[str, ...] = ("n",)) -> pl.DataFr
     ).sort(*by)
 
 
+def over_limit(table: pl.DataFrame) -> pl.DataFrame:
+    """Mean error over the limit of the same draws, by n and method, with the paired standard error of the ratio.
+
+    R = mean(e)/L with L² = mean(l²): a replicate moves R by (e − mean(e))/L − R(l² − L²)/(2L²).
+    """
+    limits = table.filter(pl.col("method") == LIMIT).select("n", "replicate", pl.col("value").alias("limit"))
+    paired = table.filter(pl.col("method") != LIMIT).join(limits, on=["n", "replicate"], maintain_order="left")
+    error, square = pl.col("value"), pl.col("limit") ** 2
+    ratio = error.mean() / square.mean().sqrt()
+    influence = (error - error.mean()) / square.mean().sqrt() - ratio * (square - square.mean()) / (2 * square.mean())
+    finite = paired.filter(error.is_finite() & pl.col("limit").is_finite())
+    return (
+        finite.group_by("n", "method", maintain_order=True)
+        .agg(ratio.alias("mean"), (influence.std() / pl.len().sqrt()).alias("sem"))
+        .sort("n")
+    )
+
+
 def loglog_slope(n: np.ndarray, mean: np.ndarray, sem: np.ndarray) -> tuple[float, float]:
     """Slope of log mean on log n by weighted least squares, and its standard error from those of the means.
 
@@ -120,9 +138,15 @@ def failure_note(table: pl.DataFrame) -> str:
     return " ".join(lines)
 
 
-def annotate(figure: Figure, table: pl.DataFrame) -> None:
-    """Put the failure counts under the figure."""
-    text = textwrap.fill(failure_note(table), width=int(20 * figure.get_figwidth()))
+def oracle_note(table: pl.DataFrame) -> str:
+    """What the errors by structure of a method without structures really are."""
+    naive = [name for name in ordered(table["method"]) if name.startswith("naive")]
+    return f" {' and '.join(method_style(name).label for name in naive)}: after a rotation onto the truth." if naive else ""
+
+
+def annotate(figure: Figure, table: pl.DataFrame, note: str = "") -> None:
+    """Put the failure counts under the figure, and a note."""
+    text = textwrap.fill(failure_note(table) + note, width=int(20 * figure.get_figwidth()))
     figure.supxlabel(text, fontsize=6.5, x=0.01, ha="left")
 
 
@@ -134,4 +158,4 @@ def shared_legend(axes: Axes, source: Axes) -> None:
 
 def legend_above(figure: Figure, source: Axes) -> None:
     """The legend of `source` above all panels: the place below belongs to the failure counts."""
-    figure.legend(*source.get_legend_handles_labels(), loc="outside upper center", ncols=4 if len(figure.axes) > 1 else 2)
+    figure.legend(*source.get_legend_handles_labels(), loc="outside upper center", ncols=4 if figure.get_figwidth() > 5 else 2)

@@ -2,8 +2,8 @@
 
     python figures/recovery.py results/recovery
 
-draws figures/out/recovery.{pdf,png} (global errors), recovery_structures_* and recovery_blocks_* for each setting,
-recovery_two_to_infinity, and, where other hierarchies than the true one were fitted, recovery_wrong_hierarchies.
+draws figures/out/recovery.{pdf,png} (global errors), recovery_over_limit, recovery_structures_* and recovery_blocks_* for
+each setting, recovery_two_to_infinity, and, where other hierarchies than the true one were fitted, recovery_wrong_hierarchies.
 """
 
 import math
@@ -26,6 +26,8 @@ from curves import (
     draw_curves,
     error_curves,
     legend_above,
+    oracle_note,
+    over_limit,
     setting_slug,
     setting_title,
     settings,
@@ -55,6 +57,25 @@ def fig_global_errors(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_fro
             panel.set(title=setting_title(setting), xlabel="samples n", ylabel=METRICS.get(metric, metric))
             heading = "method, slope ± standard error"
             panel.legend(title=heading, title_fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    annotate(figure, table)
+    return figure
+
+
+@mpl.rc_context(PRINT)
+def fig_over_limit(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_frobenius", "procrustes_frobenius")) -> Figure:
+    """Global errors over the limit of the same draws, against n: what is left to gain. Cut off at 1.6 times the limit."""
+    groups = settings(table.filter(pl.col("fitted") == "true"))
+    figure, axes = panels(len(metrics), len(groups), 3.5, 2.6)
+    for row, metric in zip(axes, metrics, strict=True):
+        for panel, (setting, group) in zip(row, groups, strict=True):
+            draw_curves(panel, over_limit(group.filter(pl.col("metric") == metric)))
+            style = method_style(LIMIT)
+            panel.axhline(1, color=style.colour, linestyle=style.line, label=style.label)
+            low, high = panel.get_ylim()
+            panel.set_ylim(low, min(high, 1.6))
+            label = METRICS.get(metric, metric)
+            panel.set(title=setting_title(setting), xlabel="samples n", ylabel=f"{label}  over the limit", yscale="linear")
+    legend_above(figure, axes[0][0])
     annotate(figure, table)
     return figure
 
@@ -103,7 +124,7 @@ def _structures_by_modality(setting: dict) -> list[list[str]]:
 def _finish(figure: Figure, table: pl.DataFrame, setting: dict, metric: str) -> Figure:
     figure.suptitle(setting_title(setting), fontsize=9)
     figure.supylabel(METRICS.get(metric, metric), fontsize=8)
-    annotate(figure, table)
+    annotate(figure, table, oracle_note(table))
     return figure
 
 
@@ -114,7 +135,7 @@ def fig_two_to_infinity(table: pl.DataFrame) -> Figure:
     Near 1: spread, as for incoherent loadings. The largest possible value, √(d/log d), is one row that holds all the error.
     """
     groups = settings(table.filter(pl.col("fitted") == "true"))
-    figure, axes = panels(1, len(groups), 3.5, 3.0)
+    figure, axes = panels(1, len(groups), 3.5, 3.6)
     for panel, (setting, group) in zip(axes[0], groups, strict=True):
         d = sum(map(int, setting["dims"].split("x")))
         draw_curves(panel, error_curves(_spread_ratio(group, math.sqrt(d / math.log(d)))))
@@ -181,6 +202,8 @@ def figures(table: pl.DataFrame, metrics: tuple[str, ...]) -> Iterator[tuple[str
     """Every figure that the table holds the data for, with its name."""
     held = table.filter(pl.col("method") != "detection")
     yield "recovery", fig_global_errors(held, metrics)
+    if LIMIT in held["method"]:
+        yield "recovery_over_limit", fig_over_limit(held, metrics)
     if {"procrustes_two_to_infinity", "procrustes_frobenius"} <= set(held["metric"]):
         yield "recovery_two_to_infinity", fig_two_to_infinity(held)
     for setting, group in settings(held.filter(pl.col("fitted") == "true")):

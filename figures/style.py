@@ -99,8 +99,16 @@ def log_axes(axes: Axes, sizes: list[int]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(readable_sizes(sizes)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: short_count(n)))
     log_errors(axes)
+
+
+def short_count(n: float) -> str:
+    """`500`, `20k`, `1.5M`."""
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if n >= unit:
+            return f"{n / unit:g}{name}"
+    return f"{n:g}"
 
 
 def log_errors(axes: Axes) -> None:

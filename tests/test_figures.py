@@ -73,6 +73,20 @@ def test_means_leave_out_what_is_not_finite_and_the_limit_is_a_root_mean_square(
     assert means["cramer-rao"]["mean"] == pytest.approx(5.0)
 
 
+def test_ratio_to_the_limit_is_paired():
+    rng = np.random.default_rng(2)
+    ratios = []
+    for _ in range(400):
+        limit = np.exp(0.2 * rng.standard_normal(50))
+        error = 1.1 * limit * np.exp(0.01 * rng.standard_normal(50))
+        values, methods = np.concatenate([error, limit]), np.repeat(["hcl-ml", "cramer-rao"], 50)
+        table = pl.DataFrame({"n": [10] * 100, "replicate": [*range(50)] * 2, "method": methods, "value": values})
+        ratios.append(curves.over_limit(table).select("mean", "sem").row(0))
+    means, sems = np.array(ratios).T
+    assert np.std(means) == pytest.approx(np.mean(sems), rel=0.15)  # four standard errors of a standard deviation
+    assert np.mean(sems) < 0.02  # unpaired it would be 0.03
+
+
 def test_failures_are_counted_under_the_figure():
     table = synthetic_table(sizes=(100, 200), noises=(1.0,))
     failed = (pl.col("method") == "hcl-gd") & (pl.col("replicate") < 3) & (pl.col("n") == 100)
@@ -122,4 +136,4 @@ def test_all_figures_are_written(tmp_path):
     for name, figure in recovery.figures(synthetic_table(fitted=("true", "missing")), ("gram_frobenius",)):
         (path,) = style.save(figure, tmp_path, name, ("png",))
         assert path.stat().st_size > 10_000
-    assert len(list(tmp_path.iterdir())) == 1 + 1 + 2 * 2 + 1
+    assert len(list(tmp_path.iterdir())) == 1 + 1 + 1 + 2 * 2 + 1
