@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hcl_jax.eigen import top_eigenpairs_of
+from hcl_jax.linalg import top_eigenpairs_of
 
 
 class SampleCovariance(eqx.Module):
@@ -31,7 +31,7 @@ class SampleCovariance(eqx.Module):
         self,
         matrix: Float[Array, "d d"] | None = None,
         *,
-        n: float | Float[Array, ""],
+        n: int | float | Float[Array, ""],
         data: Float[Array, "rows d"] | None = None,
     ):
         if (matrix is None) == (data is None):

@@ -54,7 +54,7 @@ def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: jnp.dtype 
 
 
 def sample_truth(
-    key: Key[Array, ""], hierarchy: Hierarchy, noise_variance: float | Float[Array, ""], dtype: jnp.dtype = jnp.float32
+    key: Key[Array, ""], hierarchy: Hierarchy, noise_variance: int | float | Float[Array, ""], dtype: jnp.dtype = jnp.float32
 ) -> Truth:
     """Loadings of `sample_loadings`, with the given noise variance.
 
@@ -124,7 +124,7 @@ def _lower_times_transpose(A: Float[Array, "d d"], n_blocks: int = 8) -> Float[A
     return product
 
 
-def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: float | Float[Array, ""]) -> SampleCovariance:
+def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: int | float | Float[Array, ""]) -> SampleCovariance:
     """S with νS ~ Wishart(Σ, ν), ν = n − 1 ≥ d: the exact law of the sample covariance of n Gaussian samples, at a cost free of n.
 
     Bartlett: S = C A Aᵀ Cᵀ/ν with A lower triangular, standard normal below a diagonal of chi variates with ν, ν − 1, … degrees of
@@ -154,7 +154,7 @@ def sample_factored_covariance(key: Key[Array, ""], truth: Truth, n_samples: int
 
 
 def sample_data_covariance(
-    key: Key[Array, ""], truth: Truth, n: float | Float[Array, ""], latent: str = "gaussian", chunk: int = 1000
+    key: Key[Array, ""], truth: Truth, n: int | float | Float[Array, ""], latent: str = "gaussian", chunk: int = 1000
 ) -> SampleCovariance:
     """S of n samples of model (1) with any latent law, drawn and accumulated a chunk of rows at a time, in O(d²) memory.
 

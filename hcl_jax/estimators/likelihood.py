@@ -10,6 +10,7 @@ from hcl_jax.covariance import SampleCovariance, denoised_factor
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
 from hcl_jax.estimators.spectral import structured_loadings
 from hcl_jax.fisher import FisherOperator, minus_half_gradient, noise_gradient, noise_groups
+from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
 class _Line(NamedTuple):
@@ -21,18 +22,24 @@ class _Line(NamedTuple):
     sizes: Float[Array, " g"]
     traces: Float[Array, " g"]
 
-    def objective(self, t: Float[Array, ""]) -> Float[Array, ""]:
-        """log det Σ + tr(Σ⁻¹S) at step t; infinite where a noise variance is not positive."""
+    def _parts(self, t: Float[Array, ""]) -> tuple[Array, Array, Array]:
+        """(ψ, W, Q) at step t: log det Σ + tr(Σ⁻¹S) = Σ_p (d_p log ψ_p + tr S_p/ψ_p) + log det W − tr(W⁻¹Q)."""
         powers = jnp.stack([jnp.ones_like(t), t, t**2])
         noise = self.noise[0] + t * self.noise[1]
-        valid = (noise > 0).all()
-        noise = jnp.where(noise > 0, noise, 1)
-        W = jnp.einsum("t,tpij,p->ij", powers, self.inner, 1 / noise) + jnp.eye(self.inner.shape[-1], dtype=noise.dtype)
-        Q = jnp.einsum("t,tpqij,p,q->ij", powers, self.quadratic, 1 / noise, 1 / noise)
-        chol = jnp.linalg.cholesky(W)
-        log_det = jnp.sum(self.sizes * jnp.log(noise)) + 2 * jnp.sum(jnp.log(jnp.diagonal(chol)))
-        fit = jnp.sum(self.traces / noise) - jnp.trace(jax.scipy.linalg.cho_solve((chol, True), Q))
-        return jnp.where(valid, log_det + fit, jnp.inf)
+        W = jnp.einsum("tpij,tp->ij", self.inner, powers[:, None] / noise[None, :])
+        weights = powers[:, None, None] / noise[None, :, None] / noise[None, None, :]
+        return noise, W + jnp.eye(W.shape[0], dtype=W.dtype), jnp.einsum("tpqij,tpq->ij", self.quadratic, weights)
+
+    def value_and_slope(self, t: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """log det Σ + tr(Σ⁻¹S) at step t, and its derivative; infinite where a noise variance is not positive."""
+        (noise, W, Q), (change, W_slope, Q_slope) = jax.jvp(self._parts, (t,), (jnp.ones_like(t),))
+        inverse, log_det = spd_inverse(W)
+        fitted = inverse @ Q
+        value = jnp.sum(self.sizes * jnp.log(jnp.abs(noise)) + self.traces / noise) + log_det - jnp.trace(fitted)
+        slope = jnp.sum(change * (self.sizes / noise - self.traces / noise**2)) + jnp.sum(inverse * (W_slope - Q_slope))
+        slope = slope + jnp.sum((fitted @ inverse) * W_slope)
+        valid = (noise > 0).all() & jnp.isfinite(value)
+        return jnp.where(valid, value, jnp.inf), jnp.where(valid, slope, jnp.inf)
 
 
 class _Problem(NamedTuple):
@@ -86,23 +93,22 @@ def _combine(a, b, factor):
 
 def line_step(line: _Line) -> Float[Array, ""]:
     """A step that lowers the objective: the better of t = 1 and the secant step after it, halved until it does; 0 if none does."""
-    value_and_slope = jax.value_and_grad(line.objective)
     zero = jnp.zeros((), line.noise.dtype)
-    start, slope = value_and_slope(zero)
+    start, slope = line.value_and_slope(zero)
     shrinking = jnp.where(line.noise[1] < 0, -line.noise[0] / jnp.where(line.noise[1] < 0, line.noise[1], -1), jnp.inf)
     first = jnp.minimum(1, jnp.min(shrinking) / 2)
-    value, first_slope = value_and_slope(first)
+    value, first_slope = line.value_and_slope(first)
     curved = first_slope > slope
     second = jnp.where(curved, -slope * first / jnp.where(curved, first_slope - slope, 1), 2 * first)
     second = jnp.clip(second, first / 10, first * 4)
-    second_value, second_slope = value_and_slope(second)
+    second_value, second_slope = line.value_and_slope(second)
     slack = 10 * jnp.finfo(start.dtype).eps * jnp.abs(start)  # what rounding may add at the end, where steps gain less than that
     better = (second_value <= value + slack) & (jnp.abs(second_slope) <= jnp.abs(first_slope)) & jnp.isfinite(second_value)
     t = jnp.where(better, second, first)
 
     def halve(state):
         t, _, tries = state
-        return t / 2, line.objective(t / 2), tries + 1
+        return t / 2, line.value_and_slope(t / 2)[0], tries + 1
 
     state = (t, jnp.where(better, second_value, value), 0)
     t, value, _ = jax.lax.while_loop(lambda s: ~(s[1] <= start + slack) & (s[2] < 30), halve, state)
@@ -146,7 +152,7 @@ def maximise_likelihood(
     state = jax.lax.while_loop(lambda s: (s[7] > tolerance) & s[8] & (s[9] < max_steps), advance, state)
     F, images, noise, _, _, _, _, relative, _, steps = state
     still = problem.line(F, images, jnp.zeros_like(F), jnp.zeros_like(images), noise, jnp.zeros_like(noise))
-    objective = still.objective(jnp.zeros((), F.dtype)) + F.shape[0] * jnp.log(2 * jnp.pi)
+    objective = still.value_and_slope(jnp.zeros((), F.dtype))[0] + F.shape[0] * jnp.log(2 * jnp.pi)
     return finished(F, noise if len(groups) > 1 else noise[0], relative <= tolerance, steps, objective)
 
 
@@ -159,7 +165,7 @@ def check_degrees_of_freedom(covariance: SampleCovariance, hierarchy: Hierarchy)
         )
 
 
-def positive_noise(noise: Float[Array, ""], covariance: SampleCovariance) -> Float[Array, ""]:
+def positive_noise(noise: Float[Array, "..."], covariance: SampleCovariance) -> Float[Array, "..."]:
     """A noise variance to start from that is not zero: at least a 1e-6th of the mean variance."""
     return jnp.maximum(noise, 1e-6 * covariance.trace() / covariance.n_features)
 
