@@ -19,5 +19,7 @@ def align_globally(estimate: Float[Array, "d K"], target: Float[Array, "d K"]) -
 
 def align_by_structure(estimate: Float[Array, "d K"], target: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
     """The estimate under one rotation per structure, the same for all the structure's modalities."""
-    aligned = [align_globally(estimate[:, columns], target[:, columns]) for columns in map(hierarchy.columns, hierarchy.structures)]
+    aligned = [
+        align_globally(estimate[:, columns], target[:, columns]) for columns in map(hierarchy.columns, hierarchy.structures)
+    ]
     return jnp.concatenate(aligned, axis=1)

@@ -115,7 +115,9 @@ class SampleCovariance(eqx.Module):
         visible = values > 10 * rows * jnp.finfo(self.dtype).eps * values[0]
         scale = jnp.where(visible, 1 / jnp.sqrt(jnp.where(visible, values * self.nu, 1)), 0)
         missing = k - min(k, rows)
-        return jnp.pad(jnp.where(visible, values, 0), (0, missing)), jnp.pad(self.data.T @ (left * scale[None, :]), ((0, 0), (0, missing)))
+        return jnp.pad(jnp.where(visible, values, 0), (0, missing)), jnp.pad(
+            self.data.T @ (left * scale[None, :]), ((0, 0), (0, missing))
+        )
 
 
 class DenoisedCovariance(eqx.Module):
@@ -152,7 +154,9 @@ def noise_variance(covariance: SampleCovariance, top_values: Float[Array, " K"])
     """σ̂² = mean of the d − K smallest eigenvalues of S, from its trace and its K largest eigenvalues."""
     remaining = covariance.n_features - top_values.shape[0]
     if remaining < 1:
-        raise ValueError(f"top_values: has {top_values.shape[0]} eigenvalues; expected fewer than the {covariance.n_features} features")
+        raise ValueError(
+            f"top_values: has {top_values.shape[0]} eigenvalues; expected fewer than the {covariance.n_features} features"
+        )
     return jnp.maximum((covariance.trace() - top_values.sum()) / remaining, 0)
 
 

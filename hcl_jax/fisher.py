@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
+from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
 Parameters = tuple[Float[Array, "d K"], Float[Array, " groups"]]
@@ -124,7 +125,7 @@ def modality_inverses(core: Float[Array, "K K"], hierarchy: Hierarchy, damping: 
     both = seen[:, :, None] * seen[:, None, :]
     eye = jnp.eye(core.shape[0], dtype=core.dtype)
     damped = both * core[None] + eye[None] * (scale * damping * seen + (1 - seen))[:, None, :]
-    return both * jnp.linalg.inv(damped)
+    return both * jnp.stack([spd_inverse(matrix)[0] for matrix in damped])
 
 
 def apply_by_modality(V: Float[Array, "d K"], inverses: Float[Array, "M K K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:

@@ -26,7 +26,9 @@ def gauss_newton_blocks(hierarchy: Hierarchy) -> Preconditioner:
     return direction
 
 
-def hcl_gn(covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 1500) -> Estimate:
+def hcl_gn(
+    covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 1500
+) -> Estimate:
     """`hcl-gn`: the minimiser of ½‖FFᵀ − S̃‖_F² over masked F, as `hcl-gd`, along Gauss–Newton directions: several times fewer steps."""
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)
     start = structured_loadings(factor, hierarchy)
@@ -34,7 +36,9 @@ def hcl_gn(covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: flo
     return minimise_masked(target, start, noise, hierarchy, gauss_newton_blocks(hierarchy), max_steps, tolerance)
 
 
-def hcl_shrunk(covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 1500) -> Estimate:
+def hcl_shrunk(
+    covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 1500
+) -> Estimate:
     """`hcl-shrunk`: the masked F nearest to the covariance whose top-K eigenvalues are shrunk for Frobenius loss.
 
     Source of the shrinkage: Donoho, Gavish and Johnstone (2018); see `shrunk_factor`. The objective is f with that covariance as S̃.

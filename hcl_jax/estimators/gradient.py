@@ -99,7 +99,9 @@ def minimise_masked(
     return finished(F, noise, converged, steps, least_squares_objective(F, target, image))
 
 
-def hcl_gd(covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 2000) -> Estimate:
+def hcl_gd(
+    covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 2000
+) -> Estimate:
     """`hcl-gd`: the minimiser of ½‖FFᵀ − S̃‖_F² over masked F by gradient descent from `hcl-svd` (Algorithm 1), accelerated by
     conjugate directions and exact line minima. See `minimise_masked` for its stop."""
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)

@@ -13,6 +13,7 @@ from hcl_jax.fisher import FisherOperator, minus_half_gradient, noise_gradient, 
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
+
 class _Line(NamedTuple):
     """All that the likelihood needs along (F + tV, ψ + tδ): K × K matrices, quadratic in t, per group p or pair of groups (p, q)."""
 

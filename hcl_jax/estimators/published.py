@@ -16,7 +16,9 @@ def check_published(hierarchy: Hierarchy) -> int:
     """The common rank; raises `ValueError` unless the hierarchy is what the released code is written for."""
     ranks = {rank for _, rank in hierarchy.ranks}
     if hierarchy.structures != full_lattice(3) or len(ranks) != 1:
-        raise ValueError(f"hierarchy: is {hierarchy}; the published algorithms expect three modalities and all seven structures of one rank")
+        raise ValueError(
+            f"hierarchy: is {hierarchy}; the published algorithms expect three modalities and all seven structures of one rank"
+        )
     return ranks.pop()
 
 
@@ -97,7 +99,9 @@ def published_descent(covariance: SampleCovariance, hierarchy: Hierarchy, start:
         V = V - eta * 2 * jnp.where(hierarchy.mask, V @ (V.T @ V) - image, 0)
         image = target.product(V)
         current = loss(V, image)
-        eta = jnp.where((step % DECAY_EVERY == 0) & (step > 0), eta / 10, eta)  # its counter starts at 0: eleven steps before the first
+        eta = jnp.where(
+            (step % DECAY_EVERY == 0) & (step > 0), eta / 10, eta
+        )  # its counter starts at 0: eleven steps before the first
         stopped = (step > FIRST_CHECK) & (jnp.abs(current - previous) < LOSS_CHANGE)
         return V, image, eta, current, stopped, step + 1
 

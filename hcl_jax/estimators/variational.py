@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
 from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise
+from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
 MEMORY = 6  # past steps that Anderson acceleration combines
@@ -51,15 +52,15 @@ class _Vb:
         """One pass of coordinate maximisations, scores first, and the bound after it."""
         nu, d, seen = self.S.nu, self.S.n_features, self.seen
         noise = at.noise[0]
-        scores = jnp.linalg.inv(self.eye + self.second_moments(at.mean, at.column_covariances).sum(axis=0) / noise)
+        scores, log_det_inverse = spd_inverse(self.eye + self.second_moments(at.mean, at.column_covariances).sum(axis=0) / noise)
         B = at.mean @ scores / noise  # Bᵀ of the text
         SB = self.S.product(B)
         omega = scores + B.T @ SB
 
         both = seen[:, :, None] * seen[:, None, :]
         precision = both * (nu / noise) * omega[None] + self.eye[None] * (at.precisions * seen + (1 - seen))[:, None, :]
-        inverse = jnp.linalg.inv(precision)
-        column_covariances = both * (inverse + jnp.swapaxes(inverse, 1, 2)) / 2
+        inverses, log_dets = zip(*map(spd_inverse, precision), strict=True)
+        column_covariances = both * jnp.stack(inverses)
         mean = jnp.concatenate([SB[r] @ column_covariances[m] for m, r in enumerate(self.rows)]) * (nu / noise)
         moments = self.second_moments(mean, column_covariances)
         mean_squares = jnp.diagonal(moments, axis1=1, axis2=2)
@@ -69,12 +70,10 @@ class _Vb:
         new_noise = q / d
 
         active = seen.sum(axis=1)
-        _, log_det_scores = jnp.linalg.slogdet(scores)
-        _, log_det_precision = jnp.linalg.slogdet(precision)
         fit = d * jnp.log(2 * jnp.pi * new_noise) + q / new_noise
-        latent = jnp.trace(omega) - self.hierarchy.n_factors - log_det_scores
+        latent = jnp.trace(omega) - self.hierarchy.n_factors + log_det_inverse
         prior = jnp.sum(seen * precisions * mean_squares, axis=1) + self.dims * (
-            log_det_precision - active - jnp.sum(seen * jnp.log(precisions), axis=1)
+            jnp.stack(log_dets) - active - jnp.sum(seen * jnp.log(precisions), axis=1)
         )
         bound = -nu / 2 * (fit + latent) - prior.sum() / 2
         return _Sweep(Posterior(mean, column_covariances, precisions, new_noise[None]), bound)
@@ -181,7 +180,9 @@ def fit_posterior(
     return posterior, estimate
 
 
-def hcl_vb(covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 500) -> Estimate:
+def hcl_vb(
+    covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 500
+) -> Estimate:
     """`hcl-vb`: posterior mean of the loadings under Λ^(m)_jk ~ N(0, 1/α_{m,k}), with α and σ² that maximise the variational bound.
 
     q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. Columns that cannot be seen are pruned to zero. Stops when
