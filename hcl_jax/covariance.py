@@ -74,7 +74,7 @@ class SampleCovariance(eqx.Module):
     def n_features(self) -> int:
         return (self.data if self.matrix is None else self.matrix).shape[1]
 
-    def product(self, vectors: Float[Array, "d k"], rows: slice = slice(None)) -> Float[Array, "d k"]:
+    def product(self, vectors: Float[Array, "rows k"], rows: slice = slice(None)) -> Float[Array, "d k"]:
         """S V; with `rows`, S[:, rows] V for a V that has those rows only."""
         if self.matrix is not None:
             return self.matrix[:, rows] @ vectors
