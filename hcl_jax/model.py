@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from hcl_jax.covariance import SampleCovariance
@@ -30,20 +31,20 @@ class Truth(eqx.Module):
         return self.gram() + self.noise_variance * jnp.eye(self.loadings.shape[0], dtype=self.loadings.dtype)
 
 
-def _sample_frame(key: Key[Array, ""], dim: int, rank: int, dtype: jnp.dtype) -> Float[Array, "dim rank"]:
+def _sample_frame(key: Key[Array, ""], dim: int, rank: int, dtype: DTypeLike) -> Float[Array, "dim rank"]:
     """Haar orthonormal columns."""
     Q, R = jnp.linalg.qr(jr.normal(key, (dim, rank), dtype))
     return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(dtype)[None, :]
 
 
-def _sample_block(key: Key[Array, ""], dim: int, rank: int, dtype: jnp.dtype) -> Float[Array, "dim rank"]:
+def _sample_block(key: Key[Array, ""], dim: int, rank: int, dtype: DTypeLike) -> Float[Array, "dim rank"]:
     """U D Vᵀ with Haar orthonormal U and V, and D sorted Uniform(0.5, 1.5)."""
     k_left, k_values, k_right = jr.split(key, 3)
     values = jnp.sort(jr.uniform(k_values, (rank,), dtype, 0.5, 1.5), descending=True)
     return _sample_frame(k_left, dim, rank, dtype) * values[None, :] @ _sample_frame(k_right, rank, rank, dtype).T
 
 
-def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: jnp.dtype = jnp.float32) -> Float[Array, "d K"]:
+def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: DTypeLike = jnp.float32) -> Float[Array, "d K"]:
     """Λ of the paper's Section 4.1: each non-zero block U D Vᵀ with Haar U, V and D sorted Uniform(0.5, 1.5)."""
     loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), dtype)
     for i, (s, rank) in enumerate(hierarchy.ranks):
@@ -54,7 +55,7 @@ def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: jnp.dtype 
 
 
 def sample_truth(
-    key: Key[Array, ""], hierarchy: Hierarchy, noise_variance: int | float | Float[Array, ""], dtype: jnp.dtype = jnp.float32
+    key: Key[Array, ""], hierarchy: Hierarchy, noise_variance: int | float | Float[Array, ""], dtype: DTypeLike = jnp.float32
 ) -> Truth:
     """Loadings of `sample_loadings`, with the given noise variance.
 
@@ -65,11 +66,11 @@ def sample_truth(
     return Truth(sample_loadings(key, hierarchy, dtype), jnp.asarray(noise_variance, dtype), hierarchy)
 
 
-def _t_latents(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def _t_latents(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return jr.t(key, T_DEGREES, shape, dtype) * jnp.asarray(((T_DEGREES - 2) / T_DEGREES) ** 0.5, dtype)
 
 
-LATENT_LAWS: dict[str, Callable[[Key[Array, ""], tuple[int, ...], jnp.dtype], Array]] = {
+LATENT_LAWS: dict[str, Callable[[Key[Array, ""], tuple[int, ...], DTypeLike], Array]] = {
     "gaussian": jr.normal,
     "uniform": lambda key, shape, dtype: jr.uniform(key, shape, dtype, -(3**0.5), 3**0.5),
     "rademacher": jr.rademacher,

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 CONVERGED, OUT_OF_STEPS, NON_FINITE = 0, 1, 2
@@ -29,6 +30,6 @@ def finished(loadings: Array, noise_variance: Array, converged: Array | bool, st
     return Estimate(loadings, noise_variance, status, jnp.asarray(steps), objective)
 
 
-def default_tolerance(dtype: jnp.dtype, double: float = 1e-8, single: float = 1e-4) -> float:
+def default_tolerance(dtype: DTypeLike, double: float = 1e-8, single: float = 1e-4) -> float:
     """The relative gradient at which to stop: what double, or single, precision can reach."""
     return double if jnp.finfo(dtype).bits == 64 else single

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
@@ -89,7 +90,7 @@ class _Anderson(NamedTuple):
     count: Array
 
     @classmethod
-    def empty(cls, size: int, dtype: jnp.dtype) -> "_Anderson":
+    def empty(cls, size: int, dtype: DTypeLike) -> "_Anderson":
         table, row = jnp.zeros((MEMORY, size), dtype), jnp.zeros(size, dtype)
         return cls(table, table, row, row, jnp.array(-1))
 
