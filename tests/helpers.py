@@ -1,15 +1,17 @@
-"""Problems with a known answer, and comparisons whose tolerance follows dtype and scale. Measured figures: `pytest -n 0 --log-cli-level=INFO`."""
+"""Problems with a known answer, and comparisons whose tolerance follows dtype and scale.
+
+The figures that tests measure are logged: `pytest -n 0 --log-cli-level=INFO` shows them.
+"""
 
 import logging
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from hypothesis import settings
 
-from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, Truth, recovery_errors, sample_truth, sample_wishart_covariance
+from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, Truth, recovery_errors
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=20)  # no deadline: the first example of a shape compiles
 
@@ -56,23 +58,33 @@ def assert_close(actual, expected, what: str = "value", slack: float = 1e3) -> N
     assert_at_most(relative(actual, expected), slack * eps, what)
 
 
-@partial(jax.jit, static_argnums=(1, 4))
-def _draw(key, hierarchy, noise, n, dtype):
-    k_truth, k_data = jr.split(key)
-    truth = sample_truth(k_truth, hierarchy, noise, dtype)
-    return truth, sample_wishart_covariance(k_data, truth, n)
+def _block(rng: np.random.Generator, dim: int, rank: int) -> np.ndarray:
+    values = np.sort(rng.uniform(0.5, 1.5, rank))[::-1]
+    left, _ = np.linalg.qr(rng.standard_normal((dim, rank)))
+    return left * values @ orthogonal(rng, rank).T
 
 
-def problem(hierarchy: Hierarchy, seed: int = 0, noise: float = 0.1, n: float = 2000, dtype=jnp.float64):
-    """(truth, sample covariance) of a random model of the paper's Section 4.1."""
-    return _draw(jr.key(seed), hierarchy, jnp.asarray(noise, dtype), jnp.asarray(n, dtype), jnp.dtype(dtype))
+def numpy_loadings(rng: np.random.Generator, hierarchy: Hierarchy) -> np.ndarray:
+    """Loadings of the paper's Section 4.1, drawn by NumPy: nothing to compile, and independent of the library's own draws."""
+    loadings = np.zeros((hierarchy.n_features, hierarchy.n_factors))
+    for s, rank in hierarchy.ranks:
+        for m in s:
+            loadings[hierarchy.rows(m), hierarchy.columns(s)] = _block(rng, hierarchy.dims[m - 1], rank)
+    return loadings
 
 
-def problems(hierarchy: Hierarchy, seeds: int, noise: float = 0.1, n: float = 2000):
-    """A batch of problems with a leading axis, for vmap."""
-    return jax.vmap(lambda key: _draw(key, hierarchy, jnp.asarray(noise), jnp.asarray(float(n)), jnp.dtype(float)))(
-        jr.split(jr.key(1), seeds)
-    )
+def problem(hierarchy: Hierarchy, seed: int = 0, noise: float = 0.1, n: int = 2000) -> tuple[Truth, SampleCovariance]:
+    """(truth, sample covariance of n Gaussian samples) of a random model."""
+    rng = np.random.default_rng(seed)
+    loadings = numpy_loadings(rng, hierarchy)
+    z, e = rng.standard_normal((n, hierarchy.n_factors)), rng.standard_normal((n, hierarchy.n_features))
+    S = np.cov((z @ loadings.T + np.sqrt(noise) * e).T)
+    return Truth(jnp.asarray(loadings), jnp.asarray(noise, float), hierarchy), SampleCovariance(jnp.asarray(S), n=n)
+
+
+def stacked(trees):
+    """Equal pytrees stacked along a new leading axis, for vmap."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def population(truth: Truth, n: float = 2000) -> SampleCovariance:

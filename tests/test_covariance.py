@@ -1,0 +1,203 @@
+"""The covariance operator in its two forms against dense algebra; the noise variance; shrinkage of eigenvalues."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from helpers import PROPERTY, TWO, assert_at_most, assert_close, assert_within, population, problem, relative
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hcl_jax import Hierarchy, SampleCovariance, sample_factored_covariance
+from hcl_jax.covariance import (
+    DenoisedCovariance,
+    LowRankCovariance,
+    corrected_noise_variance,
+    denoised_factor,
+    noise_variance,
+    shrunk_factor,
+    spiked_signal,
+)
+from hcl_jax.linalg import top_eigenpairs_of
+
+PAPER = Hierarchy.full((100, 100, 100), 5)
+
+
+def rows_and_matrix(rows=6, features=11, seed=0):
+    X = np.random.default_rng(seed).standard_normal((rows, features))
+    S = X.T @ X / rows
+    return SampleCovariance(data=jnp.asarray(X), n=rows + 1), SampleCovariance(jnp.asarray(S), n=rows + 1), S
+
+
+@pytest.mark.parametrize("rows", [6, 20])
+def test_rows_and_matrix_are_one_operator(rows):
+    held_as_rows, held_as_matrix, S = rows_and_matrix(rows)
+    V = jnp.asarray(np.random.default_rng(1).standard_normal((11, 3)))
+    some, few = slice(2, 7), slice(8, 11)
+    for form in (held_as_rows, held_as_matrix):
+        assert form.n_features == 11
+        assert float(form.nu) == rows
+        assert_close(form.product(V), S @ V, "S V")
+        assert_close(form.product(V[some], some), S[:, some] @ V[some], "S[:, rows] V")
+        assert_close(form.block(some, few), S[some, few], "block")
+        assert_close(form.variances(), np.diagonal(S), "variances")
+        assert_close(form.trace(), np.trace(S), "trace")
+        assert_close(form.squared_norm(), np.sum(S**2), "squared norm")
+
+
+@pytest.mark.parametrize(("rows", "k"), [(6, 3), (6, 8), (20, 8)])
+def test_top_eigenpairs_in_both_forms(rows, k):
+    held_as_rows, held_as_matrix, S = rows_and_matrix(rows)
+    expected = np.linalg.eigvalsh(S)[::-1][:k]
+    expected[min(rows, k) :] = 0
+    for form in (held_as_rows, held_as_matrix):
+        values, vectors = form.top_eigenpairs(k)
+        assert_at_most(np.abs(np.asarray(values) - expected).max(), 1e-13, f"largest error of {k} eigenvalues")
+        assert_at_most(relative(S @ vectors, vectors * values[None, :]), 1e-13, "S v = λ v")
+    visible = min(rows, k)
+    grams = [form.top_eigenpairs(k)[1].T @ form.top_eigenpairs(k)[1] for form in (held_as_rows, held_as_matrix)]
+    for gram in grams:
+        assert_at_most(relative(gram[:visible, :visible], np.eye(visible)), 1e-12, "orthonormality of visible vectors")
+
+
+def test_eigenvalues_are_ordered_by_size_not_magnitude():
+    values, vectors = top_eigenpairs_of(jnp.diag(jnp.array([1.0, -5.0, 3.0])), 2)
+    assert values.tolist() == [3.0, 1.0]
+    np.testing.assert_array_equal(np.abs(vectors), [[0, 1], [0, 0], [1, 0]])
+
+
+@pytest.mark.parametrize("n", [10, 40])
+def test_covariance_of_data(n):
+    rng = np.random.default_rng(2)
+    views = [jnp.asarray(rng.standard_normal((n, dim)) + 3) for dim in (9, 7)]
+    S = SampleCovariance.from_data(views)
+    assert (S.data is not None) == (n <= 16), "rows are held where there are fewer of them than features"
+    expected = np.cov(np.concatenate(views, axis=1).T)
+    assert_close(S.block(slice(None), slice(None)), expected, "against numpy.cov")
+    assert float(S.n) == n
+
+
+@given(n_factors=st.sampled_from([1, 3, 8]), rows=st.sampled_from([6, 20]), seed=st.integers(0, 99))
+@PROPERTY
+def test_noise_variance_is_the_mean_of_the_smallest_eigenvalues(n_factors, rows, seed):
+    held_as_rows, held_as_matrix, S = rows_and_matrix(rows, seed=seed)
+    expected = np.linalg.eigvalsh(S)[: 11 - n_factors].mean()
+    for form in (held_as_rows, held_as_matrix):
+        noise = noise_variance(form, form.top_eigenpairs(n_factors)[0])
+        assert_at_most(abs(float(noise) - expected), 1e-13, f"error of σ̂² at K = {n_factors}")
+        assert noise >= 0
+
+
+def test_denoised_factor_is_the_best_low_rank_approximation():
+    _, form, S = rows_and_matrix(20)
+    L, noise = denoised_factor(form, 4)
+    values, vectors = np.linalg.eigh(S - float(noise) * np.eye(11))
+    best = (vectors[:, -4:] * np.maximum(values[-4:], 0)) @ vectors[:, -4:].T
+    assert_close(L @ L.T, best, "L Lᵀ")
+    assert_close(noise, values[:-4].mean() + float(noise), "σ̂²")
+
+
+def test_denoised_factor_clips_at_zero():
+    S = SampleCovariance(jnp.eye(6), n=10)
+    L, noise = denoised_factor(S, 2)
+    assert_at_most(float(jnp.abs(L).max()), 1e-7, "a factor of pure noise")
+    assert_close(noise, 1.0, "σ̂²")
+
+
+def test_targets_are_operators():
+    _, form, S = rows_and_matrix(20)
+    V = jnp.asarray(np.random.default_rng(3).standard_normal((11, 2)))
+    dense = S - 0.4 * np.eye(11)
+    target = DenoisedCovariance(form, jnp.asarray(0.4))
+    assert_close(target.product(V), dense @ V, "S̃ V")
+    assert_close(target.squared_norm(), np.sum(dense**2), "‖S̃‖²")
+    L = jnp.asarray(np.random.default_rng(4).standard_normal((11, 3)))
+    assert_close(LowRankCovariance(L).product(V), L @ L.T @ V, "L Lᵀ V")
+    assert_close(LowRankCovariance(L).squared_norm(), jnp.sum((L @ L.T) ** 2), "‖L Lᵀ‖²")
+
+
+@given(excess=st.floats(0.05, 50), gamma=st.floats(0.001, 2), noise=st.floats(0.01, 100))
+@PROPERTY
+def test_spiked_signal_inverts_the_bias_of_eigenvalues(excess, gamma, noise):
+    """A spike ℓ > 1 + √γ shows at x = ℓ(1 + γ/(ℓ − 1)) with cosine c² (Donoho, Gavish and Johnstone 2018)."""
+    spike = np.sqrt(gamma) * (1 + excess)  # ℓ − 1
+    x = (1 + spike) * (1 + gamma / spike)
+    signal, cosine_sq = spiked_signal(jnp.array([noise * x]), jnp.asarray(noise), jnp.asarray(gamma))
+    cosine = (1 - gamma / spike**2) / (1 + gamma / spike)
+    assert_at_most(abs(float(signal[0]) / (noise * spike) - 1), 1e-6, "relative error of σ²(ℓ − 1)")  # a root near the edge
+    assert_at_most(abs(float(cosine_sq[0]) - cosine), 1e-6, "error of c²")
+
+
+def test_spiked_signal_below_the_edge_and_without_noise():
+    gamma = jnp.asarray(0.25)
+    signal, cosine_sq = spiked_signal(jnp.array([9.0, 2.0]), jnp.asarray(1.0), gamma)
+    assert cosine_sq[1] == 0
+    assert signal[1] == 0.5
+    assert cosine_sq[0] > 0.9
+    signal, cosine_sq = spiked_signal(jnp.array([9.0, 2.0]), jnp.asarray(0.0), gamma)
+    assert signal.tolist() == [9.0, 2.0]
+    assert cosine_sq.tolist() == [1.0, 1.0]
+
+
+def test_corrected_noise_variance_removes_most_of_the_bias():
+    """d = 300, K = 35, ν = 4,999: one σ̂² has a standard error of 0.012, so that of five draws is 0.0055."""
+    pairs = []
+    for seed in range(5):
+        _, S = problem(PAPER, seed, noise=10.0, n=5000)
+        values, _ = S.top_eigenpairs(35)
+        pairs.append((float(noise_variance(S, values)), float(corrected_noise_variance(S, values))))
+    plain, corrected = np.mean(pairs, axis=0)
+    assert_at_most(plain, 9.7, "mean σ̂², biased downwards, for 10")
+    assert_within(corrected, 10, 0.08, "mean corrected σ²")
+    assert_at_most(abs(corrected - 10) / abs(plain - 10), 0.2, "bias left, as a share")
+
+
+def test_shrinkage_brings_weak_signals_nearer():
+    truth, S = problem(PAPER, 0, noise=10.0, n=5000)
+    G = np.asarray(truth.gram())
+    errors = {}
+    for name, factor in (("denoised", denoised_factor), ("shrunk", shrunk_factor)):
+        L, _ = factor(S, 35)
+        errors[name] = relative(L @ L.T, G)
+    assert_at_most(errors["shrunk"], 1.0, "relative Gram error of the shrunk factor")
+    assert_at_most(errors["shrunk"] / errors["denoised"], 0.6, "shrunk over denoised")
+
+
+def test_shrinkage_is_idle_without_noise():
+    truth, _ = problem(TWO, noise=0.0)
+    L, noise = shrunk_factor(population(truth), TWO.n_factors)
+    assert_at_most(abs(float(noise)), 1e-12, "σ²")
+    assert_at_most(relative(L @ L.T, truth.gram()), 1e-10, "relative error of the Gram matrix")
+
+
+def test_factored_covariance_works_under_jit_and_vmap():
+    truth, _ = problem(TWO, noise=0.5)
+    keys = jr.split(jr.key(0), 3)
+    batch = jax.vmap(lambda key: denoised_factor(sample_factored_covariance(key, truth, 10), 5)[0])(keys)
+    single = jax.jit(lambda key: denoised_factor(sample_factored_covariance(key, truth, 10), 5)[0])(keys[1])
+    assert_close(batch[1] @ batch[1].T, single @ single.T, "L Lᵀ")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SampleCovariance(jnp.eye(3), n=1), "n: is 1; expected at least 2 samples"),
+        (lambda: SampleCovariance(jnp.eye(3), n=float("nan")), "n: is nan; expected at least 2 samples"),
+        (lambda: SampleCovariance(n=5), "matrix, data: expected exactly one of the two"),
+        (lambda: SampleCovariance(jnp.eye(3), data=jnp.eye(3), n=5), "matrix, data: expected exactly one of the two"),
+        (lambda: SampleCovariance.from_data([jnp.ones((4, 2)), jnp.ones((5, 2))]), r"view 2 has shape \(5, 2\); expected 4 rows"),
+        (
+            lambda: SampleCovariance.from_data([jnp.ones((4, 2)), jnp.full((4, 3), jnp.nan)]),
+            "view 2 holds NaN or infinite values",
+        ),
+        (
+            lambda: noise_variance(SampleCovariance(jnp.eye(3), n=5), jnp.ones(3)),
+            "top_values: has 3 eigenvalues; expected fewer than the 3",
+        ),
+    ],
+)
+def test_refusals_name_the_argument(make, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        make()
+    assert "\n" not in str(refusal.value)
