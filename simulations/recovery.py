@@ -230,7 +230,7 @@ class Plan:
 def make_plan(study: Study) -> Plan:
     """Raises `ValueError` or `OutputError`, in one line that names the argument, for whatever is wrong."""
     check(study)
-    configure(study.dtype, 1 if study.batched else study.devices)
+    configure(study.dtype, study.devices, bool(study.batched))
     store = Store(study.output, Identity(STUDY, study.seed, study.dtype, hcl_jax.__version__))
     label, loadings, keep_truth = "", {}, lambda: None
     if study.loadings_from:

@@ -12,18 +12,20 @@ from threadpoolctl import threadpool_limits
 
 DTYPES = ("float32", "float64")
 CACHE_VARIABLE = "HCL_COMPILATION_CACHE"  # a folder, or 0 for no cache
-POOL_THREADS = 64
-"""Threads of XLA's pool, which reads NPROC. A batched LAPACK call waits, in a thread of the pool, for others of that pool: with
-no more threads than devices all of them come to wait, for ever (jaxlib 0.10.2). Threads beyond the number of cores stay idle."""
+BATCHED_POOL_THREADS = 64
+"""Threads of XLA's pool, which reads NPROC, when replicates run side by side. A batched LAPACK call waits, in a thread of the pool,
+for others of that pool: with no more threads than devices all of them come to wait, for ever (jaxlib 0.10.2). Mapped replicates make
+no batched LAPACK calls (tests/test_transforms.py holds that), and threads beyond one per device would only take turns: they made a
+sweep on two cores 1.7 times slower."""
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def configure(dtype: str = "float64", devices: int | None = None) -> None:
+def configure(dtype: str = "float64", devices: int | None = None, batched: bool = False) -> None:
     """Set JAX up for a study whose replicates do not depend on the number of devices.
 
     On a CPU every core (or as many as `devices` says) becomes a host device that computes on one thread, in XLA and in LAPACK:
     replicates are spread over the devices, and no result depends on how a single product was divided. Products in float32 run
-    at full precision. Compiled programs are kept in the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose
+    at full precision. `batched` replicates share one device. Compiled programs are kept in the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose
     devices are in use already, the devices stay as they are.
 
     Raises `ValueError` for an unknown dtype or a number of devices below 1.
@@ -32,7 +34,8 @@ def configure(dtype: str = "float64", devices: int | None = None) -> None:
         raise ValueError(f"dtype: unknown {dtype!r}; expected one of {', '.join(DTYPES)}")
     if devices is not None and devices < 1:
         raise ValueError(f"devices: is {devices}; expected at least 1")
-    _single_threaded_devices(devices or _available_cores())
+    devices = 1 if batched else devices or _available_cores()
+    _single_threaded_devices(devices, BATCHED_POOL_THREADS if batched else devices)
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")
     _enable_compilation_cache()
@@ -43,11 +46,11 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _single_threaded_devices(devices: int) -> None:
+def _single_threaded_devices(devices: int, pool_threads: int) -> None:
     flag = "--xla_cpu_multi_thread_eigen=false"
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if not f.startswith("--xla_cpu_multi_thread_eigen")), flag])
-    os.environ.setdefault("NPROC", str(max(POOL_THREADS, devices)))
+    os.environ.setdefault("NPROC", str(pool_threads))
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:  # the devices are in use already: a test or a notebook
