@@ -1,7 +1,7 @@
 """Contrastive losses on representations (theory: Section 2, eq. 2 and Remark 2).
 
-Representations are an array M × n × K: what modality m says of sample i about the K factors, zero in the columns of structures that the
-modality does not belong to.
+Representations are an array M × n × K: what modality m says of sample i about the K factors, zero in the columns of
+structures that the modality does not belong to.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,8 @@ def ridge_penalty(loadings: Float[Array, "d K"], penalty: float | Float[Array, "
 
 
 def structure_overlap(representations: Float[Array, "M n K"], hierarchy: Hierarchy) -> Float[Array, ""]:
-    """The mean over modalities of Σ_{s<t} ‖Cov(h_s^(m), h_t^(m))‖_F²: the penalty that keeps the structures of one modality apart.
+    """The mean over modalities of Σ_{s<t} ‖Cov(h_s^(m), h_t^(m))‖_F²: the penalty that keeps the structures of one modality
+    apart.
 
     Squared covariances, not signed inner products, which would drive structures to opposite directions instead of apart.
     """
@@ -99,6 +100,7 @@ def structure_overlap(representations: Float[Array, "M n K"], hierarchy: Hierarc
 def linear_contrastive_loss(
     samples: Float[Array, "n d"], loadings: Float[Array, "d K"], hierarchy: Hierarchy, penalty: float | Float[Array, ""] = 1.0
 ) -> Float[Array, ""]:
-    """L(F) of eq. (2) with f = identity: equal to −½ tr(FᵀSF) + (λ/4)‖FFᵀ‖_F² for masked F, centred data or not (Proposition 1)."""
+    """L(F) of eq. (2) with f = identity: equal to −½ tr(FᵀSF) + (λ/4)‖FFᵀ‖_F² for masked F, centred data or not (Proposition
+    1)."""
     phi = similarities(linear_representations(samples, loadings, hierarchy), hierarchy)
     return linear_loss(phi) + ridge_penalty(jnp.where(hierarchy.mask, loadings, 0), penalty)

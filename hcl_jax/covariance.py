@@ -36,7 +36,8 @@ class SampleCovariance(eqx.Module):
     ):
         if (matrix is None) == (data is None):
             raise ValueError("matrix, data: expected exactly one of the two")
-        held = matrix if data is None else data
+        held = data if matrix is None else matrix
+        assert held is not None
         if matrix is not None and (matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]):
             raise ValueError(f"matrix: has shape {matrix.shape}; expected a square matrix")
         if not isinstance(n, jax.core.Tracer) and not float(n) >= 2:
@@ -45,7 +46,8 @@ class SampleCovariance(eqx.Module):
 
     @classmethod
     def from_data(cls, views: Sequence[Float[Array, "n _d"]]) -> "SampleCovariance":
-        """The covariance of the samples of all views together: a matrix, or centred rows where there are fewer rows than features.
+        """The covariance of the samples of all views together: a matrix, or centred rows where there are fewer rows than
+        features.
 
         Raises `ValueError` that names the view when its number of rows differs from the first view's or a value is not finite.
         """
@@ -67,30 +69,35 @@ class SampleCovariance(eqx.Module):
         return self.n - 1
 
     @property
+    def _rows(self) -> Float[Array, "rows d"]:
+        assert self.data is not None, "a covariance without a matrix holds rows"
+        return self.data
+
+    @property
     def dtype(self) -> jnp.dtype:
         return self.n.dtype
 
     @property
     def n_features(self) -> int:
-        return (self.data if self.matrix is None else self.matrix).shape[1]
+        return (self._rows if self.matrix is None else self.matrix).shape[1]
 
     def product(self, vectors: Float[Array, "rows k"], rows: slice = slice(None)) -> Float[Array, "d k"]:
         """S V; with `rows`, S[:, rows] V for a V that has those rows only."""
         if self.matrix is not None:
             return self.matrix[:, rows] @ vectors
-        return self.data.T @ (self.data[:, rows] @ vectors) / self.nu
+        return self._rows.T @ (self._rows[:, rows] @ vectors) / self.nu
 
     def block(self, rows: slice, columns: slice) -> Float[Array, "rows columns"]:
         """The block S[rows, columns] as a matrix."""
         if self.matrix is not None:
             return self.matrix[rows, columns]
-        return self.data[:, rows].T @ self.data[:, columns] / self.nu
+        return self._rows[:, rows].T @ self._rows[:, columns] / self.nu
 
     def variances(self) -> Float[Array, " d"]:
         """The diagonal of S."""
         if self.matrix is not None:
             return jnp.diagonal(self.matrix)
-        return jnp.sum(self.data**2, axis=0) / self.nu
+        return jnp.sum(self._rows**2, axis=0) / self.nu
 
     def trace(self) -> Float[Array, ""]:
         return self.variances().sum()
@@ -99,24 +106,25 @@ class SampleCovariance(eqx.Module):
         """‖S‖_F²."""
         if self.matrix is not None:
             return jnp.sum(self.matrix**2)
-        return jnp.sum((self.data @ self.data.T) ** 2) / self.nu**2
+        return jnp.sum((self._rows @ self._rows.T) ** 2) / self.nu**2
 
     def top_eigenpairs(self, k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:
         """The k largest eigenvalues of S, descending, and their eigenvectors.
 
-        Held as rows fewer than features, S has at most as many non-zero eigenvalues as there are rows: further ones are 0, with zero vectors.
+        Held as rows fewer than features, S has at most as many non-zero eigenvalues as there are rows: further ones are 0,
+        with zero vectors.
         """
         if self.matrix is not None:
             return top_eigenpairs_of(self.matrix, k)
-        rows, _ = self.data.shape
+        rows, _ = self._rows.shape
         if rows >= self.n_features:
             return top_eigenpairs_of(self.block(slice(None), slice(None)), k)
-        values, left = top_eigenpairs_of(self.data @ self.data.T / self.nu, min(k, rows))
+        values, left = top_eigenpairs_of(self._rows @ self._rows.T / self.nu, min(k, rows))
         visible = values > 10 * rows * jnp.finfo(self.dtype).eps * values[0]
         scale = jnp.where(visible, 1 / jnp.sqrt(jnp.where(visible, values * self.nu, 1)), 0)
         missing = k - min(k, rows)
         return jnp.pad(jnp.where(visible, values, 0), (0, missing)), jnp.pad(
-            self.data.T @ (left * scale[None, :]), ((0, 0), (0, missing))
+            self._rows.T @ (left * scale[None, :]), ((0, 0), (0, missing))
         )
 
 

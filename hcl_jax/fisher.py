@@ -1,4 +1,5 @@
-"""The Fisher information of the hierarchical factor model, as an operator that never forms a d × d matrix (theory: Sections 3 and 6).
+"""The Fisher information of the hierarchical factor model, as an operator that never forms a d × d matrix (theory: Sections 3
+and 6).
 
 Parameters are (V, τ): V a masked d × K change of the loadings, τ a change of the noise variance, one number or one per group of
 features. They move Σ by D = VFᵀ + FVᵀ + diag(τ). The operator is H with ⟨(V', τ'), H(V, τ)⟩ = ½ tr(Σ⁻¹DΣ⁻¹D'), so that νH is the
@@ -118,7 +119,8 @@ class FisherOperator(eqx.Module):
 
 
 def modality_inverses(core: Float[Array, "K K"], hierarchy: Hierarchy, damping: float | Array) -> Float[Array, "M K K"]:
-    """Per modality, the inverse of the core on the modality's active columns (damped in units of its mean diagonal), zero elsewhere."""
+    """Per modality, the inverse of the core on the modality's active columns (damped in units of its mean diagonal), zero
+    elsewhere."""
     seen = jnp.asarray(hierarchy.modality_mask, core.dtype)
     scale = jnp.trace(core) / core.shape[0]
     scale = jnp.where(scale > 0, scale, 1)

@@ -1,7 +1,7 @@
 """Confidence intervals for rotation-free quantities from the inverse Fisher information (theory: Section 3).
 
-The variational posterior takes the scores for known, so its own intervals are too short. These take the Fisher information of the whole
-model at the estimate: one conjugate-gradient solve a quantity, never a d × d or dK × dK matrix.
+The variational posterior takes the scores for known, so its own intervals are too short. These take the Fisher information of
+the whole model at the estimate: one conjugate-gradient solve a quantity, never a d × d or dK × dK matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +46,8 @@ def delta_method(
 ) -> Interval:
     """Intervals for any rotation-free function of the loadings: variance gᵀ(νH)⁻¹g, g its gradient and H the Fisher operator.
 
-    `quantity` maps d × K loadings to a vector. It must not change when a structure's columns are rotated: its gradient would otherwise
-    have a part along which the information is zero. Raises `ValueError` for a level outside (0, 1).
+    `quantity` maps d × K loadings to a vector. It must not change when a structure's columns are rotated: its gradient would
+    otherwise have a part along which the information is zero. Raises `ValueError` for a level outside (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level: is {level}; expected a number between 0 and 1")

@@ -34,8 +34,8 @@ def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int =
 def cramer_rao(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
     """`cramer-rao`: every metric of `recovery_errors` for an efficient estimator on this draw, as f(Λ + hV, Λ)/h with a small h.
 
-    Its root mean square over draws is the Cramér–Rao bound of the metric. It bounds unbiased estimators locally: shrinkage may lie
-    below it. Also `status` and `steps` of the solver.
+    Its root mean square over draws is the Cramér–Rao bound of the metric. It bounds unbiased estimators locally: shrinkage
+    may lie below it. Also `status` and `steps` of the solver.
     """
     (V, _), converged = efficient_error(truth, covariance)
     h = 1e-4 if truth.loadings.dtype == jnp.float64 else 1e-2

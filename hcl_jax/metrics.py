@@ -68,7 +68,7 @@ def recovery_errors(
     | `procrustes_{spectral,frobenius,two_to_infinity}` | ‖Λ̂O − Λ‖, one rotation O of all columns | () |
     | `gram_frobenius`, `gram_relative` | ‖Λ̂Λ̂ᵀ − G‖_F, and divided by ‖G‖_F | () |
     | `structure_gram_frobenius` | ‖Λ̂_sΛ̂_sᵀ − Λ_sΛ_sᵀ‖_F on the stacked Λ_s | (structures of U,) |
-    | `block_{spectral,frobenius,two_to_infinity}` | ‖Λ̂_s^(m) O_s − Λ_s^(m)‖, O_s shared by the modalities of s | (structures of U, M) |
+    | `block_{spectral,frobenius,two_to_infinity}` | ‖Λ̂_s^(m) O_s − Λ_s^(m)‖, one O_s per structure | (structures of U, M) |
     | `block_gram_frobenius` | ‖Λ̂_s^(m)Λ̂_s^(m)ᵀ − Λ_s^(m)Λ_s^(m)ᵀ‖_F | (structures of U, M) |
 
     An estimate without the zero pattern is aligned globally and then masked, except in the blocks that are zero in truth: their

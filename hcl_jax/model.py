@@ -102,7 +102,8 @@ def sample_observations(
 
 
 def _conjugate_by_root(truth: Truth, W: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Σ^{1/2} W Σ^{1/2} for a symmetric W, in O(d²K): Σ^{1/2} = σI + Λ M Λᵀ, M = V diag(1/(σ + √(λ + σ²))) Vᵀ with ΛᵀΛ = V diag(λ) Vᵀ."""
+    """Σ^{1/2} W Σ^{1/2} for a symmetric W, in O(d²K): Σ^{1/2} = σI + Λ M Λᵀ, M = V diag(1/(σ + √(λ + σ²))) Vᵀ with ΛᵀΛ = V
+    diag(λ) Vᵀ."""
     L, sigma = truth.loadings, jnp.sqrt(truth.noise_variance)
     values, V = jnp.linalg.eigh(L.T @ L)
     root = sigma + jnp.sqrt(jnp.maximum(values, 0) + truth.noise_variance)
@@ -126,10 +127,11 @@ def _lower_times_transpose(A: Float[Array, "d d"], n_blocks: int = 8) -> Float[A
 
 
 def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: int | float | Float[Array, ""]) -> SampleCovariance:
-    """S with νS ~ Wishart(Σ, ν), ν = n − 1 ≥ d: the exact law of the sample covariance of n Gaussian samples, at a cost free of n.
+    """S with νS ~ Wishart(Σ, ν), ν = n − 1 ≥ d: the exact law of the sample covariance of n Gaussian samples, at a cost free
+    of n.
 
-    Bartlett: S = C A Aᵀ Cᵀ/ν with A lower triangular, standard normal below a diagonal of chi variates with ν, ν − 1, … degrees of
-    freedom. Any C with CCᵀ = Σ will do; the symmetric root of a low-rank plus diagonal Σ costs O(d²K).
+    Bartlett: S = C A Aᵀ Cᵀ/ν with A lower triangular, standard normal below a diagonal of chi variates with ν, ν − 1, …
+    degrees of freedom. Any C with CCᵀ = Σ will do; the symmetric root of a low-rank plus diagonal Σ costs O(d²K).
 
     Raises `ValueError` when n − 1 is below d: draw with `sample_factored_covariance` there.
     """

@@ -16,8 +16,8 @@ def gauss_newton_blocks(hierarchy: Hierarchy) -> Preconditioner:
     """V ↦ V(FᵀF)_aa⁻¹ per modality with active columns a: the inverse of the diagonal blocks of the Gauss–Newton operator
     V ↦ (VFᵀF + FVᵀF)∘mask, damped.
 
-    What the blocks leave out, conjugate directions and the exact line minimum of `minimise_masked` make up for. Solving with the whole
-    operator by inner conjugate gradients takes about half as many steps and more time.
+    What the blocks leave out, conjugate directions and the exact line minimum of `minimise_masked` make up for. Solving with
+    the whole operator by inner conjugate gradients takes about half as many steps and more time.
     """
 
     def direction(F: Float[Array, "d K"], gradient: Float[Array, "d K"]) -> Float[Array, "d K"]:
@@ -29,7 +29,8 @@ def gauss_newton_blocks(hierarchy: Hierarchy) -> Preconditioner:
 def hcl_gn(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 1500
 ) -> Estimate:
-    """`hcl-gn`: the minimiser of ½‖FFᵀ − S̃‖_F² over masked F, as `hcl-gd`, along Gauss–Newton directions: several times fewer steps."""
+    """`hcl-gn`: the minimiser of ½‖FFᵀ − S̃‖_F² over masked F, as `hcl-gd`, along Gauss–Newton directions: several times
+    fewer steps."""
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)
     start = structured_loadings(factor, hierarchy)
     target = DenoisedCovariance(covariance, noise)
@@ -41,9 +42,10 @@ def hcl_shrunk(
 ) -> Estimate:
     """`hcl-shrunk`: the masked F nearest to the covariance whose top-K eigenvalues are shrunk for Frobenius loss.
 
-    Source of the shrinkage: Donoho, Gavish and Johnstone (2018); see `shrunk_factor`. The objective is f with that covariance as S̃.
-    Starts at `hcl-svd` of the unshrunk covariance: a column that is zero at the start, as those of invisible eigenvalues would be,
-    stays zero. Stops at a relative gradient of 1e-6 (float64) or 1e-4 (float32): columns on their way to zero get there slowly.
+    Source of the shrinkage: Donoho, Gavish and Johnstone (2018); see `shrunk_factor`. The objective is f with that covariance
+    as S̃. Starts at `hcl-svd` of the unshrunk covariance: a column that is zero at the start, as those of invisible
+    eigenvalues would be, stays zero. Stops at a relative gradient of 1e-6 (float64) or 1e-4 (float32): columns on their way
+    to zero get there slowly.
     """
     tolerance = default_tolerance(covariance.dtype, double=1e-6) if tolerance is None else tolerance
     factor, noise = shrunk_factor(covariance, hierarchy.n_factors)

@@ -30,7 +30,8 @@ def line_coefficients(F: Array, V: Array, image: Array, V_image: Array, half_gra
 
 
 def minimise_quartic(c: Float[Array, "4"]) -> Float[Array, ""]:
-    """A step t > 0 that minimises c₁t + c₂t² + c₃t³ + c₄t⁴ with c₁ ≤ 0 ≤ c₄: the best of a geometric grid about the natural scale of
+    """A step t > 0 that minimises c₁t + c₂t² + c₃t³ + c₄t⁴ with c₁ ≤ 0 ≤ c₄: the best of a geometric grid about the natural
+    scale of
     the problem, polished by Newton steps that are kept only when they go down. Never goes up: 0 when nothing is below 0."""
     tiny = jnp.finfo(c.dtype).tiny
 

@@ -15,7 +15,8 @@ from hcl_jax.structure import Hierarchy
 
 
 class _Line(NamedTuple):
-    """All that the likelihood needs along (F + tV, ψ + tδ): K × K matrices, quadratic in t, per group p or pair of groups (p, q)."""
+    """All that the likelihood needs along (F + tV, ψ + tδ): K × K matrices, quadratic in t, per group p or pair of groups (p,
+    q)."""
 
     inner: Float[Array, "3 g K K"]  # coefficients of F_pᵀF_p
     quadratic: Float[Array, "3 g g K K"]  # coefficients of F_pᵀ S_pq F_q
@@ -93,7 +94,8 @@ def _combine(a, b, factor):
 
 
 def line_step(line: _Line) -> Float[Array, ""]:
-    """A step that lowers the objective: the better of t = 1 and the secant step after it, halved until it does; 0 if none does."""
+    """A step that lowers the objective: the better of t = 1 and the secant step after it, halved until it does; 0 if none
+    does."""
     zero = jnp.zeros((), line.noise.dtype)
     start, slope = line.value_and_slope(zero)
     shrinking = jnp.where(line.noise[1] < 0, -line.noise[0] / jnp.where(line.noise[1] < 0, line.noise[1], -1), jnp.inf)
@@ -127,8 +129,8 @@ def maximise_likelihood(
 ) -> Estimate:
     """Nonlinear conjugate gradients (Polak and Ribière), preconditioned by the diagonal blocks of the Fisher information.
 
-    One product with S a step: along a line the likelihood is a function of K × K matrices alone. Stops when the gradient, relative
-    to ‖Σ⁻¹F∘mask‖_F for the loadings and to the number of features for each log σ², is at most `tolerance`.
+    One product with S a step: along a line the likelihood is a function of K × K matrices alone. Stops when the gradient,
+    relative to ‖Σ⁻¹F∘mask‖_F for the loadings and to the number of features for each log σ², is at most `tolerance`.
     """
     problem = _Problem(covariance, hierarchy, groups)
 

@@ -1,4 +1,5 @@
-"""The authors' released algorithms, kept for comparison: three modalities, all seven structures, one rank (docs/results.md says what they miss)."""
+"""The authors' released algorithms, kept for comparison: three modalities, all seven structures, one rank (docs/results.md
+says what they miss)."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ def _conditional(own: Array, cross: Array, others: Array, k: int) -> Array:
 
 
 def _published_loadings(S: Float[Array, "d d"], hierarchy: Hierarchy, rank: int) -> Float[Array, "d K"]:
-    """HCL_SVD as released, from the denoised S̃. Every modality's block of a structure is found by itself, never aligned with the others."""
+    """HCL_SVD as released, from the denoised S̃. Every modality's block of a structure is found by itself, never aligned with
+    the others."""
     rows = {m: hierarchy.rows(m) for m in hierarchy.modalities}
     loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), S.dtype)
 
@@ -69,7 +71,8 @@ def _published_loadings(S: Float[Array, "d d"], hierarchy: Hierarchy, rank: int)
 
 
 def hcl_svd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
-    """`hcl-svd-published`: the released HCL_SVD. Its blocks are good, its loadings of one structure are not aligned between modalities.
+    """`hcl-svd-published`: the released HCL_SVD. Its blocks are good, its loadings of one structure are not aligned between
+    modalities.
 
     Raises `ValueError` unless there are three modalities and all seven structures with one rank.
     """
@@ -112,5 +115,6 @@ def published_descent(covariance: SampleCovariance, hierarchy: Hierarchy, start:
 
 
 def hcl_gd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
-    """`hcl-gd-published`: the released HCL_grad started at the released HCL_SVD. Raises `ValueError` as `hcl_svd_published` does."""
+    """`hcl-gd-published`: the released HCL_grad started at the released HCL_SVD. Raises `ValueError` as `hcl_svd_published`
+    does."""
     return published_descent(covariance, hierarchy, hcl_svd_published(covariance, hierarchy).loadings)

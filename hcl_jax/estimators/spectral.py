@@ -37,12 +37,14 @@ def _inside(s: Structure, hierarchy: Hierarchy) -> list[Structure]:
 
 
 def structured_loadings(factor: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
-    """Loadings with the zero pattern of the hierarchy from any factor L of a covariance LLᵀ ≈ G, structure by structure, smallest first.
+    """Loadings with the zero pattern of the hierarchy from any factor L of a covariance LLᵀ ≈ G, structure by structure,
+    smallest first.
 
     With c = complement of s, the conditional covariance S̃_ss − S̃_sc S̃_cc⁺ S̃_cs of S̃ = LLᵀ is L_s N Nᵀ L_sᵀ, where N spans the
-    Σ_{t ⊆ s} r_t directions of factor space that the rows of c do not see. In the population it equals Σ_{t ⊆ s} Λ_tΛ_tᵀ; what the
-    structures inside s explain is taken away, and Λ̂_s is made of the top r_s eigenpairs of the rest. All modalities of a structure
-    are extracted together, which aligns them. Exact in the population for every hierarchy that is identifiable; costs O(dK²).
+    Σ_{t ⊆ s} r_t directions of factor space that the rows of c do not see. In the population it equals Σ_{t ⊆ s} Λ_tΛ_tᵀ;
+    what the structures inside s explain is taken away, and Λ̂_s is made of the top r_s eigenpairs of the rest. All modalities
+    of a structure are extracted together, which aligns them. Exact in the population for every hierarchy that is
+    identifiable; costs O(dK²).
     """
     loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), factor.dtype)
     for s, rank in reversed(hierarchy.ranks):

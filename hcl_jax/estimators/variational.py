@@ -19,7 +19,8 @@ PRUNED = 1e6  # cap of α, in units of the data precision νΩ_kk/σ²: a column
 
 
 class Posterior(NamedTuple):
-    """q(Λ) and the hyperparameters: means, per modality the column covariance C_m (zero on inactive columns), precisions α, noise σ²."""
+    """q(Λ) and the hyperparameters: means, per modality the column covariance C_m (zero on inactive columns), precisions α,
+    noise σ²."""
 
     mean: Float[Array, "d K"]
     column_covariances: Float[Array, "M K K"]
@@ -81,13 +82,13 @@ class _Vb:
 
 
 class _Anderson(NamedTuple):
-    """The last differences of images and residuals of a fixed-point map, flattened; `count` of them are in use."""
+    """The last differences of images and residuals of a fixed-point map, flattened; `used` of them are in use."""
 
     images: Float[Array, "m size"]
     residuals: Float[Array, "m size"]
     last_image: Float[Array, " size"]
     last_residual: Float[Array, " size"]
-    count: Array
+    used: Array
 
     @classmethod
     def empty(cls, size: int, dtype: DTypeLike) -> "_Anderson":
@@ -96,21 +97,21 @@ class _Anderson(NamedTuple):
 
     def push(self, image: Float[Array, " size"], residual: Float[Array, " size"]) -> "_Anderson":
         """Remember one more evaluation; the first after a restart only sets the base of the differences."""
-        slot = jnp.maximum(self.count, 0) % MEMORY
-        keep = self.count < 0
+        slot = jnp.maximum(self.used, 0) % MEMORY
+        keep = self.used < 0
         images = self.images.at[slot].set(jnp.where(keep, self.images[slot], image - self.last_image))
         residuals = self.residuals.at[slot].set(jnp.where(keep, self.residuals[slot], residual - self.last_residual))
-        return _Anderson(images, residuals, image, residual, self.count + 1)
+        return _Anderson(images, residuals, image, residual, self.used + 1)
 
     def extrapolate(self) -> Float[Array, " size"]:
         """The combination of past images whose combined residual is smallest (type II), slightly regularised."""
-        used = jnp.arange(MEMORY) < self.count
-        R = jnp.where(used[:, None], self.residuals, 0)
+        present = jnp.arange(MEMORY) < self.used
+        R = jnp.where(present[:, None], self.residuals, 0)
         gram = R @ R.T
         ridge = 1e-10 * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny
-        system = gram + jnp.diag(jnp.where(used, ridge, 1))
+        system = gram + jnp.diag(jnp.where(present, ridge, 1))
         gamma = jnp.linalg.solve(system, R @ self.last_residual)
-        return self.last_image - jnp.where(used, gamma, 0) @ self.images
+        return self.last_image - jnp.where(present, gamma, 0) @ self.images
 
 
 def _principal_axes(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
@@ -184,12 +185,12 @@ def fit_posterior(
 def hcl_vb(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 500
 ) -> Estimate:
-    """`hcl-vb`: posterior mean of the loadings under Λ^(m)_jk ~ N(0, 1/α_{m,k}), with α and σ² that maximise the variational bound.
+    """`hcl-vb`: posterior mean of the loadings under Λ^(m)_jk ~ N(0, 1/α_{m,k}), with α and σ² that maximise the variational
+    bound.
 
-    q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. Columns that cannot be seen are pruned to zero. Stops when
-    the bound twice running gains less than `tolerance` of itself (1e-7 in float64, 1e-6 in float32): what it still gains after that
-    is in rotations within structures and in columns on their way to zero, and moves the Gram error by less than 1 %
-    (docs/results.md). The objective is −bound/ν.
-    Raises `ValueError` for K ≥ ν.
+    q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. Columns that cannot be seen are pruned to zero. Stops
+    when the bound twice running gains less than `tolerance` of itself (1e-7 in float64, 1e-6 in float32): what it still gains
+    after that is in rotations within structures and in columns on their way to zero, and moves the Gram error by less than 1
+    % (docs/results.md). The objective is −bound/ν. Raises `ValueError` for K ≥ ν.
     """
     return fit_posterior(covariance, hierarchy, tolerance=tolerance, max_steps=max_steps)[1]

@@ -24,10 +24,11 @@ class Cost:
     seconds_compiling: float
     seconds_each: float
     memory_gib: float
+    devices: int
 
     @property
     def seconds(self) -> float:
-        return self.seconds_compiling + self.replicates * self.seconds_each / jax.device_count()
+        return self.seconds_compiling + self.replicates * self.seconds_each / self.devices
 
 
 def project_costs(sweep: Sweep, tasks: list[Task], execution: Execution) -> list[Cost]:
@@ -42,10 +43,11 @@ def _project_setting(sweep: Sweep, tasks: list[Task], execution: Execution) -> l
     cells = sorted({task.cell for task in tasks}, key=lambda cell: cell.n)
     cell, batched = cells[len(cells) // 2], execution.batched
     replicates = {method: sum(len(task.part) for task in tasks if task.method == method) for method in sweep.methods}
-    slots = Slots.spread(0, jax.device_count(), chunk_size(cell, sweep.dtype, execution))
+    used = execution.used_devices
+    slots = Slots.spread(0, used, chunk_size(cell, sweep.dtype, execution), used)
     n_draws = sum(len(part) for _, part in {(task.cell.n, task.part) for task in tasks})
     arguments = draw_arguments(sweep, cell, slots)
-    drawn, cost = _timed(cell, "(draw)", draw_program_of(sweep, cell, execution), arguments, n_draws, batched)
+    drawn, cost = _timed(cell, "(draw)", draw_program_of(sweep, cell, execution), arguments, n_draws, execution)
     costs, fits, counts = [cost], None, arguments[2]
     program: Callable[..., Any]
     for method in (method for method in sweep.methods if replicates[method]):
@@ -53,17 +55,17 @@ def _project_setting(sweep: Sweep, tasks: list[Task], execution: Execution) -> l
             program, items = limit_program(method, batched), drawn
         else:
             program, items = estimate_program(method, cell.fitted_hierarchy, batched), drawn[1]
-        result, cost = _timed(cell, method, program, (None, items, counts), replicates[method], batched)
+        result, cost = _timed(cell, method, program, (None, items, counts), replicates[method], execution)
         costs.append(cost)
         fits = fits if method in LIMITS else result
     if fits is not None:
         n_fits = sum(count for method, count in replicates.items() if method not in LIMITS)
         program, items = errors_program(cell.fitted_hierarchy, batched), (drawn[0], fits.loadings)
-        costs.append(_timed(cell, "(errors)", program, (None, items, counts), n_fits, batched)[1])
+        costs.append(_timed(cell, "(errors)", program, (None, items, counts), n_fits, execution)[1])
     return costs
 
 
-def _timed(cell: Cell, name: str, program: Any, arguments: tuple, replicates: int, batched: bool) -> tuple[Any, Cost]:
+def _timed(cell: Cell, name: str, program: Any, arguments: tuple, replicates: int, execution: Execution) -> tuple[Any, Cost]:
     start = time.perf_counter()
     compiled = program.lower(*arguments).compile()
     compiling = time.perf_counter() - start
@@ -71,7 +73,8 @@ def _timed(cell: Cell, name: str, program: Any, arguments: tuple, replicates: in
     result = jax.block_until_ready(compiled(*arguments))
     elapsed = time.perf_counter() - start
     places = jax.tree.leaves(arguments[1])[0].shape[0] // jax.device_count()
-    return result, Cost(cell.name, name, replicates, compiling, elapsed / (places if batched else 1), _memory(compiled))
+    each = elapsed / (places if execution.batched else 1)
+    return result, Cost(cell.name, name, replicates, compiling, each, _memory(compiled), execution.used_devices)
 
 
 def _memory(compiled: Any) -> float:
@@ -90,7 +93,7 @@ def format_costs(costs: list[Cost]) -> str:
         for c in costs
     ]
     total, memory = sum(cost.seconds for cost in costs), max(cost.memory_gib for cost in costs)
-    footer = f"projected: {_duration(total)} on {jax.device_count()} devices, at most {memory:.2f} GiB on them at a time"
+    footer = f"projected: {_duration(total)} on {costs[0].devices} devices, at most {memory:.2f} GiB on them at a time"
     return "\n".join([header, *lines, footer])
 
 

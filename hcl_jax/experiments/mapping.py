@@ -57,10 +57,15 @@ class Slots:
     counts: np.ndarray
 
     @classmethod
-    def spread(cls, first: int, count: int, size: int) -> "Slots":
-        """`count` replicates from `first` on, dealt out evenly; the places that are left repeat the last one and are not read."""
-        n_devices = jax.device_count()
-        counts = np.array([len(part) for part in np.array_split(np.arange(count), n_devices)], dtype=np.int32)
+    def spread(cls, first: int, count: int, size: int, used: int | None = None) -> "Slots":
+        """`count` replicates from `first` on, dealt out evenly over the devices, or the first `used` of them.
+
+        The places that are left repeat the last replicate and are not read.
+        """
+        held = jax.device_count()
+        used = min(used or held, held)
+        shares = [len(share) for share in np.array_split(np.arange(count), used)]
+        counts = np.array(shares + [0] * (held - used), dtype=np.int32)
         starts = first + np.concatenate([[0], np.cumsum(counts)[:-1]])
         places = starts[:, None] + np.minimum(np.arange(size), np.maximum(counts[:, None] - 1, 0))
         return cls(places.ravel().astype(np.uint32), counts)

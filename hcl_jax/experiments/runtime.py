@@ -13,20 +13,21 @@ from threadpoolctl import threadpool_limits
 DTYPES = ("float32", "float64")
 CACHE_VARIABLE = "HCL_COMPILATION_CACHE"  # a folder, or 0 for no cache
 BATCHED_POOL_THREADS = 64
-"""Threads of XLA's pool, which reads NPROC, when replicates run side by side. A batched LAPACK call waits, in a thread of the pool,
-for others of that pool: with no more threads than devices all of them come to wait, for ever (jaxlib 0.10.2). Mapped replicates make
-no batched LAPACK calls (tests/test_transforms.py holds that), and threads beyond one per device would only take turns: they made a
-sweep on two cores 1.7 times slower."""
+"""Threads of XLA's pool, which reads NPROC, when replicates run side by side. A batched LAPACK call waits, in a thread of the
+pool, for others of that pool: with no more threads than devices all of them come to wait, for ever (jaxlib 0.10.2). Mapped
+replicates make no batched LAPACK calls (tests/test_transforms.py holds that), and threads beyond one per device would only take
+turns: they made a sweep on two cores 1.7 times slower."""
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def configure(dtype: str = "float64", devices: int | None = None, batched: bool = False) -> None:
-    """Set JAX up for a study whose replicates do not depend on the number of devices.
+def configure(dtype: str = "float64", devices: int | None = None, batched: bool = False) -> int:
+    """Set JAX up for a study whose replicates do not depend on the number of devices, and say how many of them to use.
 
     On a CPU every core (or as many as `devices` says) becomes a host device that computes on one thread, in XLA and in LAPACK:
-    replicates are spread over the devices, and no result depends on how a single product was divided. Products in float32 run
-    at full precision. `batched` replicates share one device. Compiled programs are kept in the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose
-    devices are in use already, the devices stay as they are.
+    replicates are spread over the devices, and no result depends on how a single product was divided. There are always two at
+    least, the second idle where one was asked for: XLA simplifies a program for a single device in another way, and the last
+    bits follow. `batched` replicates share one device. Products in float32 run at full precision. Compiled programs are kept in
+    the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose devices are in use already, these stay.
 
     Raises `ValueError` for an unknown dtype or a number of devices below 1.
     """
@@ -34,12 +35,14 @@ def configure(dtype: str = "float64", devices: int | None = None, batched: bool 
         raise ValueError(f"dtype: unknown {dtype!r}; expected one of {', '.join(DTYPES)}")
     if devices is not None and devices < 1:
         raise ValueError(f"devices: is {devices}; expected at least 1")
-    devices = 1 if batched else devices or _available_cores()
-    _single_threaded_devices(devices, BATCHED_POOL_THREADS if batched else devices)
+    used = 1 if batched else devices or _available_cores()
+    held = 1 if batched else max(2, used)
+    _single_threaded_devices(held, BATCHED_POOL_THREADS if batched else held)
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")
     _enable_compilation_cache()
     threadpool_limits(1)
+    return used
 
 
 def _available_cores() -> int:

@@ -31,6 +31,12 @@ class Execution:
     batched: bool = False
     memory_gib: float = 4.0
     progress: bool = True
+    devices: int | None = None
+    """How many of the devices to use; None for all."""
+
+    @property
+    def used_devices(self) -> int:
+        return min(self.devices or jax.device_count(), jax.device_count())
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def chunk_size(cell: Cell, dtype: str, execution: Execution) -> int:
     d = cell.hierarchy.n_features
     matrices = BATCH_OVERHEAD if execution.batched else 1
     allowed = execution.memory_gib * GIB / (jax.device_count() * matrices * d * d * np.dtype(dtype).itemsize)
-    return max(2, min(-(-PART_SIZE // jax.device_count()), int(allowed)))
+    return max(2, min(-(-PART_SIZE // execution.used_devices), int(allowed)))
 
 
 def draw_program_of(sweep: Sweep, cell: Cell, execution: Execution) -> Callable[..., Drawn]:
@@ -142,9 +148,10 @@ class Draws:
     def chunks(self, task: Task) -> Iterator[tuple[Drawn, Slots]]:
         """The draws of a part, and where its replicates stand in them."""
         size = chunk_size(task.cell, self.sweep.dtype, self.execution)
-        step = size * jax.device_count()
+        used = self.execution.used_devices
+        step = size * used
         for first in range(task.part.first, task.part.last + 1, step):
-            slots = Slots.spread(first, min(step, task.part.last + 1 - first), size)
+            slots = Slots.spread(first, min(step, task.part.last + 1 - first), size, used)
             yield self._draw(task.cell, slots), slots
 
     def _draw(self, cell: Cell, slots: Slots) -> Drawn:
