@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import settings
 
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, Truth, recovery_errors
+from hcl_jax.structure import full_lattice
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=20)  # no deadline: the first example of a shape compiles
 
@@ -119,6 +120,15 @@ errors_of = jax.jit(recovery_errors, static_argnums=(1, 3))
 def hierarchy_for(name: str) -> Hierarchy:
     """A hierarchy that the named estimator accepts, the same for all but the published ones."""
     return LATTICE if name in PUBLISHED else TWO
+
+
+def random_hierarchy(rng: np.random.Generator, n_modalities: int) -> Hierarchy:
+    """Some structures of the lattice with ranks 1 to 3, in dimensions from the least that Section 1 allows to three more."""
+    lattice = full_lattice(n_modalities)
+    chosen = rng.choice(len(lattice), size=rng.integers(1, min(len(lattice), 6) + 1), replace=False)
+    ranks = {lattice[i]: int(rng.integers(1, 4)) for i in chosen}
+    needed = [sum(rank for s, rank in ranks.items() if m in s) for m in range(1, n_modalities + 1)]
+    return Hierarchy([max(1, total + int(rng.integers(0, 4))) for total in needed], ranks)
 
 
 def masked_normal(rng: np.random.Generator, hierarchy: Hierarchy) -> np.ndarray:
