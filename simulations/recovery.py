@@ -230,7 +230,7 @@ class Plan:
 def make_plan(study: Study) -> Plan:
     """Raises `ValueError` or `OutputError`, in one line that names the argument, for whatever is wrong."""
     check(study)
-    configure(study.dtype, study.devices, bool(study.batched))
+    devices = configure(study.dtype, study.devices, study.batched)
     store = Store(study.output, Identity(STUDY, study.seed, study.dtype, hcl_jax.__version__))
     label, loadings, keep_truth = "", {}, lambda: None
     if study.loadings_from:
@@ -244,7 +244,7 @@ def make_plan(study: Study) -> Plan:
     cells = make_cells(study, hierarchies, label)
     sweep = Sweep(STUDY, cells, study.methods, study.replicates, study.seed, study.dtype, loadings)
     batched = study.batched or jax.default_backend() != "cpu"
-    execution, tasks = Execution(batched, study.memory_gib, study.progress), sweep.tasks(store)
+    execution, tasks = Execution(batched, study.memory_gib, study.progress, devices), sweep.tasks(store)
     check_tasks(sweep, tasks, execution)
     return Plan(study, sweep, store, execution, tasks, keep_truth)
 

@@ -1,4 +1,4 @@
-"""The recovery study's command line: what it computes, what it refuses, and that its numbers do not depend on the machine's load."""
+"""The recovery study's command line: what it computes, what it refuses, and that its numbers do not depend on how it is run."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def in_a_process(*arguments: str) -> str:
 
 def test_a_study_runs_resumes_and_describes_itself(tmp_path, capsys):
     arguments = [*TINY, *METHODS, "--output", str(tmp_path / "out")]
-    assert main([*arguments, "--dry-run"]) == 0
+    assert main([*TINY, "--methods", "naive-svd", "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
     assert "projected: " in capsys.readouterr().out
     assert main(arguments) == 0
@@ -53,17 +53,27 @@ def test_a_study_runs_resumes_and_describes_itself(tmp_path, capsys):
     assert "computed 0 parts in 0.0 s, 0 programs compiled" in capsys.readouterr().out
 
 
-def test_results_are_the_same_bits_on_any_number_of_devices_and_in_any_number_of_runs(tmp_path):
-    few = [*TINY[:-2], "2", "--no-progress"]
-    tables = []
-    for devices, runs in ((1, [TINY]), (2, [few, TINY]), (3, [TINY])):
-        output = tmp_path / str(devices)
-        for run in runs:
-            in_a_process(*run, "--methods", "hcl-gn", "cramer-rao", "--devices", str(devices), "--output", str(output))
-        tables.append(read_results(output).sort(KEY))
-    for table in tables[1:]:
-        assert table.drop("value").equals(tables[0].drop("value"))
-        assert table["value"].to_numpy().tobytes() == tables[0]["value"].to_numpy().tobytes()
+def assert_same_bits(output: Path, other: Path):
+    one, two = (read_results(folder).sort(KEY) for folder in (output, other))
+    assert one.drop("value").equals(two.drop("value"))
+    assert one["value"].to_numpy().tobytes() == two["value"].to_numpy().tobytes()
+
+
+def test_results_are_the_same_bits_on_two_devices_and_in_two_runs(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    in_a_process(*TINY, "--methods", "hcl-svd", "--devices", "1", "--output", str(whole))
+    for replicates in ("2", "3"):
+        in_a_process(*TINY, "--replicates", replicates, "--methods", "hcl-svd", "--devices", "2", "--output", str(parts))
+    assert_same_bits(whole, parts)
+
+
+@pytest.mark.slow
+def test_iterative_methods_give_the_same_bits_on_any_number_of_devices(tmp_path):
+    iterative = ["--methods", "hcl-gd", "hcl-gn", "hcl-ml", "hcl-vb", "cramer-rao", "--replicates", "5"]
+    for devices in ("1", "2", "4"):
+        in_a_process(*TINY, "--dims", "40", "30", "30", *iterative, "--devices", devices, "--output", str(tmp_path / devices))
+    for devices in ("2", "4"):
+        assert_same_bits(tmp_path / "1", tmp_path / devices)
 
 
 @pytest.mark.parametrize(

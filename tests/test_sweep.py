@@ -98,9 +98,7 @@ def test_every_replicate_and_seed_has_its_own_draw(tmp_path):
     cells = [Cell(SMALL, 50, 1.0)]
     for seed in (0, 1):
         compute(tmp_path / str(seed), make_sweep(cells, ["hcl-svd"], replicates=5, seed=seed))
-    errors = [
-        results(tmp_path / str(seed)).filter(pl.col("metric") == "gram_frobenius")["value"].to_list() for seed in (0, 1)
-    ]
+    errors = [results(tmp_path / str(seed)).filter(pl.col("metric") == "gram_frobenius")["value"].to_list() for seed in (0, 1)]
     assert len({*errors[0], *errors[1]}) == 10
 
 
