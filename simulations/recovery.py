@@ -44,6 +44,7 @@ from hcl_jax.experiments import (
     summarise,
 )
 from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse, peek
+from hcl_jax.experiments.replicate import metric_names
 from hcl_jax.experiments.runtime import describe
 from hcl_jax.experiments.store import Identity, write_bytes
 from hcl_jax.experiments.summary import select_results
@@ -246,6 +247,8 @@ def make_plan(study: Study) -> Plan:
     batched = study.batched or jax.default_backend() != "cpu"
     execution, tasks = Execution(batched, study.memory_gib, study.progress, devices), sweep.tasks(store)
     check_tasks(sweep, tasks, execution)
+    if study.metric != Study.metric and study.metric not in metric_names():
+        raise ValueError(f"metric: unknown {study.metric!r}; expected one of {', '.join(metric_names())}")
     return Plan(study, sweep, store, execution, tasks, keep_truth)
 
 

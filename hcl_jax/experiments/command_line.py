@@ -70,7 +70,10 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
     if structures:
         named = [_parse_structure(text, rank) for text in structures]
         check_list("structures", ["".join(map(str, s)) for s, _ in named])
-        return Hierarchy(dims, dict(named))
+        try:
+            return Hierarchy(dims, dict(named))
+        except ValueError as error:
+            raise ValueError(str(error).replace("ranks:", "structures:", 1)) from None
     if rank is None:
         raise ValueError("rank: is None; expected a positive integer")
     return Hierarchy.full(dims, rank)

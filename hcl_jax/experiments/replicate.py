@@ -92,6 +92,19 @@ def structures_of(fitted: Hierarchy, true: Hierarchy) -> tuple[Structure, ...]:
     return fitted.union(true).structures
 
 
+def metric_names() -> tuple[str, ...]:
+    """Every metric that a method may be stored with."""
+    hierarchy = Hierarchy((2, 2), {(1, 2): 1})
+
+    def all_metrics(loadings: Array, matrix: Array, one: Array) -> Outcome:
+        truth, covariance = Truth(loadings, one, hierarchy), SampleCovariance(matrix, n=one)
+        outcomes = [errors(hierarchy, truth, loadings), *(limit(name, truth, covariance) for name in LIMITS)]
+        return {name: value for outcome in outcomes for name, value in outcome.items()}
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 1), (4, 4), ())]
+    return tuple(sorted(set(jax.eval_shape(all_metrics, *shapes)) - {"status", "steps"}))
+
+
 def kept_ranks(loadings: Float[Array, "d K"], fitted: Hierarchy, structures: tuple[Structure, ...]) -> Outcome:
     """How many columns an estimate has not pruned, of each structure (`kept_rank`) and each of its blocks (`block_kept_rank`)."""
     energy = jnp.stack([jnp.sum(loadings[fitted.rows(m)] ** 2, axis=0) for m in fitted.modalities])
