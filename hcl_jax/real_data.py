@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators import ESTIMATORS, Estimate
-from hcl_jax.structure import Hierarchy, Structure, full_lattice
+from hcl_jax.estimators import Estimate
+from hcl_jax.estimators.variational import Posterior, fit_posterior, found_columns, relevance
+from hcl_jax.structure import Hierarchy, full_lattice
 
 GENEROUS_RANK = 20
-PRUNED = 1e-6  # a column of a block is pruned where its sum of squares is below this share of the largest
 TEST_SHARE = 0.2
 
 
@@ -105,24 +105,24 @@ def fit_truth(views: Sequence[np.ndarray], hierarchy: Hierarchy | None = None, d
             f"rank: makes {fitted.n_factors} factors of {train.sum()} samples; expected fewer than {train.sum() - 1}"
         )
     held_out, independent = _held_out([view[train] for view in views], [view[~train] for view in views], fitted, dtype)
-    estimate = _fit([standardise(view, view) for view in views], fitted, dtype)
+    posterior, estimate = _fit([standardise(view, view) for view in views], fitted, dtype)
     loadings, kept = np.asarray(estimate.loadings), fitted
     if hierarchy is None:
-        loadings, kept = keep_columns(loadings, fitted)
+        loadings, kept = keep_columns(loadings, np.asarray(relevance(posterior, fitted)), fitted)
     return RealTruth(kept, loadings, float(estimate.noise_variance), n_samples, held_out, independent, int(estimate.status))
 
 
 @lru_cache
-def _fit_program(hierarchy: Hierarchy) -> Callable[[SampleCovariance], Estimate]:
-    return jax.jit(lambda covariance: ESTIMATORS["hcl-vb"](covariance, hierarchy))
+def _fit_program(hierarchy: Hierarchy) -> Callable[[SampleCovariance], tuple[Posterior, Estimate]]:
+    return jax.jit(lambda covariance: fit_posterior(covariance, hierarchy))
 
 
-def _fit(views: Sequence[np.ndarray], hierarchy: Hierarchy, dtype: str) -> Estimate:
+def _fit(views: Sequence[np.ndarray], hierarchy: Hierarchy, dtype: str) -> tuple[Posterior, Estimate]:
     return _fit_program(hierarchy)(SampleCovariance.from_data([jnp.asarray(view, dtype) for view in views]))
 
 
 def _held_out(train: list[np.ndarray], test: list[np.ndarray], hierarchy: Hierarchy, dtype: str) -> tuple[float, float]:
-    estimate = _fit([standardise(view, view) for view in train], hierarchy, dtype)
+    _, estimate = _fit([standardise(view, view) for view in train], hierarchy, dtype)
     rows = np.concatenate([standardise(*pair) for pair in zip(train, test, strict=True)], axis=1)
     independent = -0.5 * np.mean(np.sum(rows**2 + np.log(2 * np.pi), axis=1))
     likelihood = gaussian_log_likelihood(jnp.asarray(rows, dtype), estimate.loadings, estimate.noise_variance)
@@ -141,18 +141,14 @@ def gaussian_log_likelihood(
     return -0.5 * jnp.mean(d * jnp.log(2 * jnp.pi) + log_det + (jnp.sum(rows**2, axis=1) - explained) / noise_variance)
 
 
-def keep_columns(loadings: np.ndarray, hierarchy: Hierarchy) -> tuple[np.ndarray, Hierarchy]:
-    """The loadings without their pruned columns, each in the structure of the modalities that it was not pruned in.
+def keep_columns(
+    loadings: np.ndarray, relevances: Float[np.ndarray, "M K"], hierarchy: Hierarchy
+) -> tuple[np.ndarray, Hierarchy]:
+    """The loadings without the columns that the data do not support, each in the structure of the modalities that support it.
 
-    Raises `ValueError` when every column was pruned.
+    Raises `ValueError` when none is left.
     """
-    energy = np.stack([np.sum(loadings[hierarchy.rows(m)] ** 2, axis=0) for m in hierarchy.modalities])
-    visible = energy > PRUNED * energy.max()
-    homes: dict[Structure, list[int]] = {}
-    for column in range(hierarchy.n_factors):
-        seen = tuple(m for m in hierarchy.modalities if visible[m - 1, column])
-        if seen:
-            homes.setdefault(seen, []).append(column)
+    homes = found_columns(relevances, hierarchy)
     if not homes:
         raise ValueError("loadings_from: the fit pruned every column; expected data with at least one visible factor")
     kept = Hierarchy(hierarchy.dims, {s: len(columns) for s, columns in homes.items()})

@@ -211,7 +211,8 @@ def test_columns_move_to_the_modalities_that_keep_them():
     loadings = np.where(hierarchy.mask, 1.0, 0.0)
     loadings[hierarchy.rows(2), 0] = 0  # a shared column that only modality 1 keeps
     loadings[:, hierarchy.columns((2,))] = 0
-    kept, structures = keep_columns(loadings, hierarchy)
+    relevances = np.stack([np.sum(loadings[hierarchy.rows(m)] ** 2, axis=0) for m in (1, 2)])
+    kept, structures = keep_columns(loadings, relevances, hierarchy)
     assert str(structures) == "12:1,1:3"
     np.testing.assert_allclose(kept @ kept.T, loadings @ loadings.T)
 

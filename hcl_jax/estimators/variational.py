@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -11,7 +12,7 @@ from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
 from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise
 from hcl_jax.linalg import spd_inverse
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, Structure
 
 MEMORY = 6  # past steps that Anderson acceleration combines
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
@@ -180,6 +181,28 @@ def fit_posterior(
     posterior = swept.posterior
     estimate = finished(posterior.mean, posterior.noise[0], converged, steps, -swept.bound / covariance.nu)
     return posterior, estimate
+
+
+def relevance(posterior: Posterior, hierarchy: Hierarchy) -> Float[Array, "M K"]:
+    """‖E[Λ^(m)_k]‖²/(d_m (C_m)_kk): how far each column of each modality stands out of its own uncertainty, 0 on inactive ones.
+
+    Columns that the data do not support end far below 1, those that they do far above.
+    """
+    squares = jnp.stack([jnp.sum(posterior.mean[hierarchy.rows(m)] ** 2, axis=0) for m in hierarchy.modalities])
+    variances = jnp.diagonal(posterior.column_covariances, axis1=1, axis2=2)
+    spread = variances * jnp.asarray(hierarchy.dims, variances.dtype)[:, None]
+    return jnp.where(spread > 0, squares / jnp.where(spread > 0, spread, 1), 0)
+
+
+def found_columns(relevances: Float[np.ndarray, "M K"], hierarchy: Hierarchy) -> dict[Structure, list[int]]:
+    """The columns that data support, by the structure of the modalities in which their relevance exceeds 1: the ranks and
+    structures that `hcl-vb` finds when it is given more than there are."""
+    found: dict[Structure, list[int]] = {}
+    for column in range(hierarchy.n_factors):
+        seen = tuple(m for m in hierarchy.modalities if relevances[m - 1, column] > 1)
+        if seen:
+            found.setdefault(seen, []).append(column)
+    return found
 
 
 def hcl_vb(

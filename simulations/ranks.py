@@ -1,0 +1,117 @@
+"""Does `hcl-vb` find the ranks and structures when it is given more than there are?
+
+Truths have six of the seven structures of three modalities, with rank 5 each; the fit is given the full lattice with rank 7.
+A run is exact when the columns that the posterior supports make up the true structures with the true ranks. Beside the rates
+stands the signal strength: how many of the K true eigenvalues exceed the detection threshold of a method that ignores the zero
+pattern.
+
+    python simulations/ranks.py
+    python simulations/ranks.py --noise-variance 0.1 1 --n-grid 5000 --replicates 4
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import polars as pl
+import tyro
+from jaxtyping import Array
+from tqdm import tqdm
+
+from hcl_jax import LIMITS, Hierarchy, sample_truth, sample_wishart_covariance
+from hcl_jax.estimators.variational import fit_posterior, found_columns, relevance
+from hcl_jax.experiments import configure
+from hcl_jax.structure import structure_name
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rates at which hcl-vb finds the true ranks and structures."""
+
+    dims: tuple[int, int, int] = (100, 100, 100)
+    """Features of each modality."""
+    rank: int = 5
+    """True rank of the structures 123, 12, 13, 1, 2, 3; that of 23 is 0."""
+    fitted_rank: int = 7
+    """Rank that the fit is given for each of all seven structures."""
+    noise_variance: tuple[float, ...] = (0.1, 1.0, 3.0, 10.0)
+    """Noise variances."""
+    n_grid: tuple[int, ...] = (5000, 20000)
+    """Numbers of samples."""
+    replicates: int = 20
+    """Independent draws of each cell."""
+    seed: int = 0
+    """Root of all random numbers."""
+    output: Path = Path("results/ranks.parquet")
+    """The table: one row a replicate."""
+
+
+def fit_one(truth_hierarchy: Hierarchy, fitted: Hierarchy, key: Array, n: Array, noise: Array) -> tuple[Array, Array, Array]:
+    """(relevances M × K, visible eigenvalues, status) of one draw."""
+    k_truth, k_data = jr.split(key)
+    truth = sample_truth(k_truth, truth_hierarchy, noise, noise.dtype)
+    covariance = sample_wishart_covariance(k_data, truth, n)
+    posterior, estimate = fit_posterior(covariance, fitted)
+    return relevance(posterior, fitted), LIMITS["detection"](truth, covariance)["visible_global"], estimate.status
+
+
+def row(study: Study, truth: Hierarchy, fitted: Hierarchy, program, n: int, noise: float, replicate: int) -> dict:
+    """What one replicate found."""
+    key = jr.fold_in(jr.fold_in(jr.key(study.seed), replicate), n)
+    relevances, visible, status = program(key, jnp.asarray(n, float), jnp.asarray(noise, float))
+    found = {s: len(columns) for s, columns in found_columns(np.asarray(relevances), fitted).items()}
+    ranks = {f"found_{structure_name(s)}": found.get(s, 0) for s in fitted.structures}
+    exact, factors = found == dict(truth.ranks), sum(found.values())
+    cell = {"noise_variance": noise, "n": n, "replicate": replicate, "true_factors": truth.n_factors}
+    return cell | {"visible": int(visible), "found_factors": factors, "exact": exact, "status": int(status)} | ranks
+
+
+def run(study: Study) -> pl.DataFrame:
+    """One row a replicate."""
+    structures = [(1, 2, 3), (1, 2), (1, 3), (1,), (2,), (3,)]
+    truth, fitted = Hierarchy(study.dims, dict.fromkeys(structures, study.rank)), Hierarchy.full(study.dims, study.fitted_rank)
+    program = jax.jit(partial(fit_one, truth, fitted))
+    cells = [(n, noise, i) for noise in study.noise_variance for n in study.n_grid for i in range(study.replicates)]
+    return pl.DataFrame([row(study, truth, fitted, program, *cell) for cell in tqdm(cells, unit="fit", disable=None)])
+
+
+def check(study: Study) -> None:
+    """Raise `ValueError`, naming the argument, for what cannot be drawn or fitted."""
+    needed = max(sum(study.dims), 7 * study.fitted_rank) + 2
+    for name, values, low in (("noise_variance", study.noise_variance, 0), ("n_grid", study.n_grid, needed)):
+        for value in values:
+            if not value >= low:
+                raise ValueError(f"{name}: is {value}; expected at least {low}")
+    if min(study.rank, study.fitted_rank, study.replicates) < 1:
+        raise ValueError("rank, fitted_rank, replicates: expected positive integers")
+    if not study.output.parent.is_dir():
+        study.output.parent.mkdir(parents=True)
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    study = tyro.cli(Study, description=__doc__)
+    try:
+        check(study)
+        configure("float64", devices=1)
+        table = run(study)
+    except (ValueError, OSError) as error:
+        print(f"ranks.py: error: {error}", file=sys.stderr)
+        return 2
+    table.write_parquet(study.output)
+    means = table.group_by("noise_variance", "n", maintain_order=True).agg(
+        pl.col("exact", "visible", "found_factors", "true_factors").mean(),
+        pl.selectors.starts_with("found_").exclude("found_factors").mean(),
+    )
+    with pl.Config(tbl_cols=-1, tbl_width_chars=160, tbl_rows=-1, float_precision=2):
+        print(means)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
