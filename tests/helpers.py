@@ -150,6 +150,18 @@ def structure_rotation(rng: np.random.Generator, hierarchy: Hierarchy) -> np.nda
     return rotation
 
 
+def identified(name: str, estimate, hierarchy: Hierarchy) -> np.ndarray:
+    """What an estimate says whatever the signs of its eigenvectors: FFᵀ, or its diagonal blocks.
+
+    The published methods find every modality's block of a structure by itself, so that its sign, and with it every
+    off-diagonal block of FFᵀ, is left to the eigensolver.
+    """
+    F = np.asarray(estimate.loadings, float)
+    modality = hierarchy.modality_of_feature
+    kept = (modality[:, None] == modality[None, :]) | (name not in PUBLISHED)
+    return np.where(kept, F @ F.T, 0.0)
+
+
 def structure_gram(loadings, hierarchy: Hierarchy, structure) -> np.ndarray:
     """Λ_sΛ_sᵀ as a d × d matrix."""
     block = np.asarray(loadings)[:, hierarchy.columns(structure)]
