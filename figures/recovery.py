@@ -50,7 +50,7 @@ VARIANTS = {
 def fig_global_errors(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_frobenius", "procrustes_frobenius")) -> Figure:
     """Global errors against n: a row a metric, a column a setting, with fitted slopes in the legends."""
     groups = settings(table.filter(pl.col("fitted") == "true"))
-    figure, axes = panels(len(metrics), len(groups), 3.5, 3.6)
+    figure, axes = panels(len(metrics), len(groups), 4.6, 3.6)
     for row, metric in zip(axes, metrics, strict=True):
         for panel, (setting, group) in zip(row, groups, strict=True):
             draw_curves(panel, error_curves(group.filter(pl.col("metric") == metric)), slopes=True)

@@ -1,0 +1,53 @@
+"""Means of a finished sweep as a small table: one row a setting, method, n and metric, with standard error, limit and failures.
+
+    python figures/means.py results/recovery-paper docs/tables/recovery-paper.csv
+
+Metrics by structure or block are averaged within each replicate first. The files under docs/tables are made so.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import tyro
+
+from hcl_jax.experiments import OutputError, read_results, summarise
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write the means of a sweep to a csv file."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """OUTPUT of a study."""
+    table: Annotated[Path, tyro.conf.Positional]
+    """The csv file to write."""
+
+
+def mean_table(table: pl.DataFrame) -> pl.DataFrame:
+    """The summary of every metric, numbers to six digits."""
+    summaries = [
+        summarise(table, metric).with_columns(pl.lit(metric).alias("metric"))
+        for metric in table["metric"].unique(maintain_order=True)
+    ]
+    constant = [name for name in ("latent", "sampling", "loadings", "fitted") if table[name].n_unique() == 1]
+    return pl.concat(summaries).drop(constant).with_columns(pl.selectors.float().round_sig_figs(6))
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        means = mean_table(read_results(arguments.results))
+        arguments.table.parent.mkdir(parents=True, exist_ok=True)
+        means.write_csv(arguments.table)
+    except (OutputError, OSError) as error:
+        print(f"means.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
