@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hcl_jax import Hierarchy, SampleCovariance
-from hcl_jax.estimators.variational import Posterior, _Vb, fit_posterior
+from hcl_jax.estimators.variational import Posterior, _Vb, fit_posterior, found_columns, relevance
 
 SEEDS = st.integers(0, 10_000)
 N_ROWS = 30
@@ -154,14 +154,14 @@ def test_the_reported_objective_is_the_bound_of_the_posterior():
 
 
 def spare_weight(estimate, hierarchy):
-    """What modality 2 holds beyond its two factors of (1, 2): the private factor of modality 1 may stand in either of its places."""
+    """What modality 2 holds beyond its two factors of (1, 2). (The private factor of modality 1 may stand in (1, 2) as well.)"""
     F = np.asarray(estimate.loadings)[hierarchy.rows(2)]
     shared = np.linalg.svd(F[:, hierarchy.columns((1, 2))], compute_uv=False)
     return shared[2] ** 2 + np.sum(F[:, hierarchy.columns((2,))] ** 2)
 
 
 def test_columns_that_are_not_there_are_pruned():
-    """A structure and a factor too many: nothing is left in them in the population, little in samples, where hcl-ml fits noise."""
+    """A structure and a factor too many: empty in the population, nearly so in samples, where hcl-ml fits noise with them."""
     hierarchy = Hierarchy((12, 10), {(1, 2): 2, (1,): 1})
     fitted = Hierarchy(hierarchy.dims, {(1, 2): 3, (1,): 1, (2,): 2})
     spare = {"hcl-vb": [], "hcl-ml": []}
@@ -175,6 +175,28 @@ def test_columns_that_are_not_there_are_pruned():
             weights.append(spare_weight(fitted_by(name)(S, fitted), fitted))
     ratio = np.mean(spare["hcl-vb"]) / np.mean(spare["hcl-ml"])
     assert_at_most(ratio, 0.25, "squared norm of what is not there, in samples: hcl-vb over hcl-ml")
+
+
+def test_relevance_tells_what_is_there_from_what_is_not():
+    """Twice the structures and a factor too many: columns that are there stand far out, others hardly."""
+    hierarchy = Hierarchy((12, 10), {(1, 2): 2, (1,): 1})
+    fitted = Hierarchy(hierarchy.dims, {(1, 2): 3, (1,): 1, (2,): 2})
+    fit = jax.jit(fit_posterior, static_argnums=1)
+    for seed in range(5):
+        posterior, _ = fit(problem(hierarchy, seed, noise=0.1, n=5000)[1], fitted)
+        relevances = np.asarray(relevance(posterior, fitted))
+        assert (relevances[~fitted.modality_mask] == 0).all()
+        ordered = np.sort(relevances, axis=None)[::-1]
+        assert_at_most(-ordered[4], -1000, f"seed {seed}: minus the least relevance of a column that is there")
+        assert_at_most(ordered[5], 100, f"seed {seed}: the largest relevance of one that is not")
+        found = found_columns(relevances, fitted)
+        missed = [s for s in hierarchy.structures if len(found.get(s, [])) < hierarchy.rank(s)]
+        assert not missed, f"seed {seed}: too few columns found in {missed}"
+
+
+def test_found_columns_reads_the_table():
+    relevances = np.array([[9.0, 0.2, 3.0, 0.0, 0.0], [8.0, 5.0, 0.0, 0.9, 0.1]])
+    assert found_columns(relevances, TWO) == {(1, 2): [0], (2,): [1], (1,): [2]}
 
 
 def test_pure_noise_is_fitted_by_nothing():
