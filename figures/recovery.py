@@ -166,13 +166,13 @@ def fig_wrong_hierarchies(table: pl.DataFrame, metric: str = "gram_frobenius") -
     rows = table.filter(pl.col("metric") == metric)
     groups = [(key, g) for key, g in rows.group_by(*truth, "n", maintain_order=True) if g["fitted"].n_unique() > 1]
     columns = min(2, len(groups))
-    figure, axes = panels(math.ceil(len(groups) / columns), columns, 3.5, 2.5)
+    figure, axes = panels(math.ceil(len(groups) / columns), columns, 4.4, 2.7)
     flat = [panel for row in axes for panel in row]
     for panel, (key, group) in zip(flat, groups, strict=False):
         setting = dict(zip(truth, key, strict=False)) | {"fitted": "true"}
         _draw_variants(panel, error_curves(group, by=("fitted",)))
         panel.set(
-            title=f"{setting_title(setting)}, n = {key[-1]:,}", xlabel="hierarchy fitted", ylabel=METRICS.get(metric, metric)
+            title=f"{setting_title(setting)}\nn = {key[-1]:,}", xlabel="hierarchy fitted", ylabel=METRICS.get(metric, metric)
         )
     for spare in flat[len(groups) :]:
         spare.set_axis_off()
