@@ -38,6 +38,13 @@ def assert_at_most(measured, bound, what: str) -> None:
     assert float(measured) <= bound, line
 
 
+def assert_at_least(measured, bound, what: str) -> None:
+    """A measured figure is at least its bound."""
+    line = f"{what}: measured {float(measured):.4g}, at least {float(bound):.4g} expected"
+    _log.info(line)
+    assert float(measured) >= bound, line
+
+
 def assert_within(measured, centre, tolerance, what: str) -> None:
     """A measured figure lies within a tolerance of where it should be."""
     line = f"{what}: measured {float(measured):.5g}, expected {float(centre):.5g} ± {float(tolerance):.3g}"
