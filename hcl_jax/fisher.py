@@ -158,5 +158,5 @@ def noise_gradient(
     quadratic = jnp.sum((F @ (image.T @ covariance_image)) * F, axis=1)
     middle = covariance.variances() - 2 * jnp.sum(covariance_image * F, axis=1) + quadratic
     diagonal = inverse - middle / psi**2
-    # kept dimensions, not a stack of scalars: under vmap its batch axis would come last, which cg refuses beside the loadings'
+    # not a stack of scalars: under vmap its batch axis comes last, which jax.scipy's cg refuses beside the loadings'
     return jnp.concatenate([diagonal[g].sum(keepdims=True) for g in groups])
