@@ -9,13 +9,11 @@ from helpers import (
     TWO,
     assert_at_least,
     assert_at_most,
-    batch_fitted_by,
     fitted_by,
     masked_normal,
     population,
     problem,
     relative,
-    stacked,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,11 +134,11 @@ def test_a_sweep_maximises_in_each_coordinate(seed):
 
 
 def test_the_bound_never_falls_along_the_fit():
-    """With more steps −bound/ν is lower or the same, accelerated and all, on six draws at once."""
-    draws = stacked([problem(TWO, seed, noise=2.0, n=150)[1] for seed in range(6)])
-    objectives = np.stack([np.asarray(batch_fitted_by("hcl-vb", max_steps=k)(draws, TWO).objective) for k in (1, 6, 500)])
-    assert_at_most((np.diff(objectives, axis=0) / np.abs(objectives[0])).max(), 1e-13, "largest rise of −bound/ν, relative")
-    assert (objectives[-1] < objectives[0]).all()
+    """With more steps −bound/ν is lower or the same, acceleration included."""
+    for seed in range(6):
+        _, S = problem(TWO, seed, noise=2.0, n=150)
+        early, late = (float(fitted_by("hcl-vb", **options)(S, TWO).objective) for options in ({"max_steps": 4}, {}))
+        assert_at_most((late - early) / abs(early), 1e-13, f"seed {seed}: change of −bound/ν after step 4, relative")
 
 
 def test_the_reported_objective_is_the_bound_of_the_posterior():
