@@ -20,6 +20,7 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA, FactorAnalysis
 
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
@@ -32,6 +33,7 @@ from hcl_jax.fisher import (
     noise_gradient,
     noise_groups,
 )
+from hcl_jax.real_data import gaussian_log_likelihood
 
 SEEDS = st.integers(0, 10_000)
 CASES = st.sampled_from([(TWO, False), (TWO, True), (CHAIN, True)])
@@ -220,6 +222,13 @@ def test_one_feature_a_modality_is_factor_analysis():
     reference = FactorAnalysis(1, tol=1e-12, max_iter=20_000).fit(X)
     ours = np.asarray(estimate.loadings @ estimate.loadings.T) + np.diag(estimate.noise_variance)
     assert_at_most(relative(ours, reference.get_covariance()), 1e-5, "against scikit-learn's FactorAnalysis covariance")
+
+
+def test_the_log_likelihood_of_rows_is_scipys():
+    rng, F, noise, _, _ = point(TWO, False, 4)
+    rows = rng.standard_normal((7, 16))
+    expected = multivariate_normal(cov=dense_covariance(F, noise, noise_groups(TWO, False))).logpdf(rows).mean()
+    assert_close(gaussian_log_likelihood(jnp.asarray(rows), F, noise[0]), expected, "mean log density")
 
 
 @pytest.mark.parametrize("name", ["hcl-ml", "hcl-vb"])

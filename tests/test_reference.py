@@ -14,7 +14,7 @@ from hcl_jax import Hierarchy, SampleCovariance
 from hcl_jax.estimators.published import published_descent
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / os.environ.get("HCL_REFERENCE", "../shared/reference")
+REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
 STORED = ("naive_svd", "hcl_svd", "hcl_gd", "slide")  # rows of `errors`
 BLOCKS = [
     (m, s)
