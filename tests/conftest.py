@@ -1,11 +1,19 @@
-"""Settings of every test: float64 available, silent broadcasting and promotion refused, no window system."""
+"""Settings of every test: float64 available, silent broadcasting and promotion refused, no window system, one thread a process.
+
+Tests run in as many processes as there are cores; products and LAPACK calls that each take all cores as well only get in each
+other's way, and a call of 5 ms then takes 50.
+"""
 
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 
 import jax
+import scipy.linalg  # noqa: F401  # loads the LAPACK that JAX calls, so that `threadpool_limits` reaches it
+from threadpoolctl import threadpool_limits
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+threadpool_limits(1)
