@@ -7,8 +7,8 @@ from jaxtyping import Array
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.fisher import FisherOperator, Parameters, minus_half_gradient, noise_gradient, noise_groups
-from hcl_jax.metrics import recovery_errors
-from hcl_jax.model import Truth
+from hcl_jax.metrics import prediction_errors, recovery_errors
+from hcl_jax.model import ResponseTruth, Truth
 
 
 def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int = 500) -> tuple[Parameters, Array]:
@@ -64,4 +64,19 @@ def detection(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
     return counts | {"status": jnp.zeros((), int), "steps": jnp.zeros((), int)}
 
 
-LIMITS: dict[str, Callable[[Truth, SampleCovariance], dict[str, Array]]] = {"cramer-rao": cramer_rao, "detection": detection}
+def bayes(truth: Truth, covariance: SampleCovariance | None = None) -> dict[str, Array]:
+    """`bayes`: the prediction metrics of E[y|x] under the truth. Also `status` and `steps`.
+
+    Raises `ValueError` for a truth without a response.
+    """
+    if not isinstance(truth, ResponseTruth):
+        raise ValueError("truth: has no response; expected a ResponseTruth for the limit of prediction")
+    best = prediction_errors(truth.conditional_mean(), jnp.zeros((), truth.loadings.dtype), truth)
+    return best | {"status": jnp.zeros((), int), "steps": jnp.zeros((), int)}
+
+
+LIMITS: dict[str, Callable[[Truth, SampleCovariance], dict[str, Array]]] = {
+    "cramer-rao": cramer_rao,
+    "detection": detection,
+    "bayes": bayes,
+}

@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, Structure, structure_name
 
 T_DEGREES = 10.0  # scaled t latents: finite moments up to the ninth
 
@@ -29,6 +30,26 @@ class Truth(eqx.Module):
     def covariance(self) -> Float[Array, "d d"]:
         """Σ = ΛΛᵀ + σ² I."""
         return self.gram() + self.noise_variance * jnp.eye(self.loadings.shape[0], dtype=self.loadings.dtype)
+
+
+class ResponseTruth(Truth):
+    """A truth with a response y = βᵀz + e, Var e = `response_noise_variance`."""
+
+    coefficients: Float[Array, " K"]
+    response_noise_variance: Float[Array, ""]
+
+    def conditional_mean(self) -> Float[Array, " d"]:
+        """c with E[y|x] = cᵀx: c = Λ(ΛᵀΛ + σ²I)⁻¹β."""
+        return self.loadings @ jnp.linalg.solve(self._scaled_posterior(), self.coefficients)
+
+    def conditional_variance(self) -> Float[Array, ""]:
+        """Var(y|x) = σ_y² + σ²βᵀ(ΛᵀΛ + σ²I)⁻¹β, which no prediction's mean squared error is below (theory: Section 6)."""
+        explained = jnp.linalg.solve(self._scaled_posterior(), self.coefficients)
+        return self.response_noise_variance + self.noise_variance * self.coefficients @ explained
+
+    def _scaled_posterior(self) -> Float[Array, "K K"]:
+        gram = self.loadings.T @ self.loadings
+        return gram + self.noise_variance * jnp.eye(gram.shape[0], dtype=gram.dtype)
 
 
 def _sample_frame(key: Key[Array, ""], dim: int, rank: int, dtype: DTypeLike) -> Float[Array, "dim rank"]:
@@ -64,6 +85,45 @@ def sample_truth(
     if not isinstance(noise_variance, jax.core.Tracer) and not float(noise_variance) >= 0:
         raise ValueError(f"noise_variance: is {noise_variance}; expected a non-negative number")
     return Truth(sample_loadings(key, hierarchy, dtype), jnp.asarray(noise_variance, dtype), hierarchy)
+
+
+def sample_coefficients(
+    key: Key[Array, ""], hierarchy: Hierarchy, support: tuple[Structure, ...] | None = None, dtype: DTypeLike = jnp.float32
+) -> Float[Array, " K"]:
+    """β uniform on the unit sphere, or on that of the factors of some structures: zero elsewhere.
+
+    Raises `ValueError` for a structure that the hierarchy lacks.
+    """
+    for s in support or ():
+        if s not in hierarchy.structures:
+            raise ValueError(
+                f"support: holds {structure_name(s)}; expected some of {', '.join(map(structure_name, hierarchy.structures))}"
+            )
+    held = np.concatenate([np.full(rank, support is None or s in support) for s, rank in hierarchy.ranks])
+    beta = jnp.where(held, jr.normal(key, held.shape, dtype), 0)
+    return beta / jnp.linalg.norm(beta)
+
+
+def sample_response(key: Key[Array, ""], truth: ResponseTruth, z: Float[Array, "n K"]) -> Float[Array, " n"]:
+    """y = βᵀz + e for rows with latent factors z."""
+    noise = jr.normal(key, (z.shape[0],), z.dtype)
+    return z @ truth.coefficients + jnp.sqrt(truth.response_noise_variance) * noise
+
+
+def sample_rows_given_covariance(key: Key[Array, ""], covariance: SampleCovariance, n_samples: int) -> Float[Array, "n d"]:
+    """n centred Gaussian rows whose sample covariance is the given one: √ν Q Cᵀ with CCᵀ = S and Q Haar among the n × d frames
+    orthogonal to the vector of ones. With S Wishart, their law is that of n centred Gaussian samples.
+
+    So that methods that see rows and methods that see covariances can share a draw. Raises `ValueError` unless n > d.
+    """
+    d = covariance.n_features
+    if n_samples <= d:
+        raise ValueError(f"n_samples: is {n_samples}; expected more than the {d} features")
+    normal = jr.normal(key, (n_samples, d), covariance.dtype)
+    centred = normal - normal.mean(axis=0, keepdims=True)
+    root = jnp.linalg.cholesky(centred.T @ centred)
+    held = jnp.linalg.cholesky(covariance.block(slice(None), slice(None)) * covariance.nu)
+    return centred @ jax.scipy.linalg.solve_triangular(root, held.T, lower=True, trans="T")
 
 
 def _t_latents(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
