@@ -27,7 +27,7 @@ import numpy_pipeline as pipeline
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.experiments import Cell, CompilationCounter, configure
 from hcl_jax.experiments.mapping import Slots, place
-from hcl_jax.experiments.replicate import DrawSpec, draw_program, errors_program, estimate_program, shared_arguments
+from hcl_jax.experiments.recovery import DrawSpec, draw_program, errors_program, estimate_program, shared_arguments
 
 METHOD = "hcl-gn"
 
@@ -113,7 +113,7 @@ class Ours:
         replicates, counts = place((slots.replicates, slots.counts), split=True)
         (truths, covariances), drawing = timed(lambda: self.draw(shared, replicates, counts))
         estimates, fitting = timed(lambda: self.fit(None, covariances, counts))
-        _, measuring = timed(lambda: self.measure(None, (truths, estimates.loadings), counts))
+        _, measuring = timed(lambda: self.measure(None, (truths, estimates), counts))
         if np.asarray(estimates.status).any():
             raise RuntimeError(f"{METHOD}: {np.count_nonzero(estimates.status)} fits did not converge; expected all to")
         count = len(slots.replicates)

@@ -37,6 +37,7 @@ METHODS = {
     "naive-svd-denoised": MethodStyle("Naive SVD, denoised", "#555555", "^", "-."),
     "naive-svd": MethodStyle("Naive SVD", "#AAAAAA", "v", "-."),
     LIMIT: MethodStyle("Cramér–Rao (unbiased)", "#000000", "", "--"),
+    "bayes": MethodStyle("Bayes limit", "#000000", "", "--"),
 }
 
 METRICS = {

@@ -1,4 +1,4 @@
-"""Errors of loadings after alignment, of predictions, and of their coefficients (theory: Sections 4 and 5): arrays in, scalars out."""
+"""Errors of aligned loadings, of predictions and of their coefficients (theory: Sections 4 and 5). Arrays in, scalars out."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -27,12 +27,13 @@ import jax
 import tyro
 
 import hcl_jax
-from hcl_jax import ESTIMATORS, LATENT_LAWS, LIMITS, Hierarchy
+from hcl_jax import LATENT_LAWS, Hierarchy
 from hcl_jax.experiments import (
     FITTED,
     Cell,
     Execution,
     OutputError,
+    Recovery,
     Store,
     Sweep,
     configure,
@@ -44,7 +45,7 @@ from hcl_jax.experiments import (
     summarise,
 )
 from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse, peek
-from hcl_jax.experiments.replicate import metric_names
+from hcl_jax.experiments.recovery import RECOVERY_METHODS, metric_names
 from hcl_jax.experiments.runtime import describe
 from hcl_jax.experiments.store import Identity, write_bytes
 from hcl_jax.experiments.summary import select_results
@@ -52,8 +53,7 @@ from hcl_jax.experiments.sweep import Task, check_methods, check_tasks
 from hcl_jax.real_data import RealTruth, fit_truth, load_views, read_truth, truth_bytes
 
 STUDY, PROGRAM = "recovery", "recovery.py"
-ALL_METHODS = (*ESTIMATORS, *LIMITS)
-MAIN_METHODS = tuple(name for name in ALL_METHODS if name != "detection")
+MAIN_METHODS = tuple(name for name in RECOVERY_METHODS if name != "detection")
 WRONG_METHODS = ("hcl-vb", "hcl-ml", "hcl-shrunk", "hcl-gn", "hcl-svd", "naive-svd-denoised", "cramer-rao")
 PAPER_N = (5000, 6000, 7000, 8000, 9000, 10000, 12000, 14000, 16000, 18000, 20000, 25000, 30000)
 PAPER_DIMS = ((100, 100, 100), (100, 500, 800))
@@ -131,7 +131,7 @@ PRESETS = {
         noise_variance=(10.0, 1.0),
         n_grid=PAPER_N,
         replicates=100,
-        methods=ALL_METHODS,
+        methods=RECOVERY_METHODS,
         output=Path("results/recovery-paper"),
     ),
     "hierarchies": Study(
@@ -159,7 +159,7 @@ def parse_study(arguments: Sequence[str]) -> Study:
 
 def check(study: Study) -> None:
     """Raise `ValueError`, naming the argument, for what the cells and methods do not check themselves."""
-    check_methods(study.methods)
+    check_methods(study.methods, RECOVERY_METHODS)
     positive = ("replicates", "memory_gib", *(("devices",) if study.devices is not None else ()))
     for name in positive:
         if not getattr(study, name) > 0:
@@ -243,7 +243,7 @@ def make_plan(study: Study) -> Plan:
     else:
         hierarchies = [make_hierarchy(dims, study.rank, study.structures) for dims in study.dims]
     cells = make_cells(study, hierarchies, label)
-    sweep = Sweep(STUDY, cells, study.methods, study.replicates, study.seed, study.dtype, loadings)
+    sweep = Sweep(Recovery(loadings), cells, study.methods, study.replicates, study.seed, study.dtype)
     batched = study.batched or jax.default_backend() != "cpu"
     execution, tasks = Execution(batched, study.memory_gib, study.progress, devices), sweep.tasks(store)
     check_tasks(sweep, tasks, execution)

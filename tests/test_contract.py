@@ -19,6 +19,7 @@ from helpers import (
 )
 
 from hcl_jax import ESTIMATORS, LIMITS, Estimate, Hierarchy, SampleCovariance
+from hcl_jax.experiments.recovery import RECOVERY_LIMITS
 
 # Equal dimensions and ranks: permuting the modalities maps these to themselves, so one compiled program serves both orders.
 PAIR, TRIPLE = Hierarchy((8, 8), {(1, 2): 2, (1,): 1, (2,): 1}), Hierarchy.full((7, 7, 7), 1)
@@ -45,7 +46,7 @@ def symmetric(name):
 
 def test_the_registries_hold_what_the_design_names():
     assert set(ESTIMATORS) == REGISTERED
-    assert set(LIMITS) == {"cramer-rao", "detection"}
+    assert set(LIMITS) == {*RECOVERY_LIMITS, "bayes"}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -150,7 +151,7 @@ def test_factors_for_every_feature_are_refused(name):
         ESTIMATORS[name](SampleCovariance(jnp.eye(4), n=100), full)
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", RECOVERY_LIMITS)
 def test_limits_have_status_and_steps(name):
     truth, S = problem(PAIR, noise=0.5, n=500)
     limits = jax.jit(LIMITS[name])(truth, S)

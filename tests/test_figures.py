@@ -6,7 +6,7 @@ import pytest
 
 from figures import curves, recovery, style
 from hcl_jax import ESTIMATORS, LIMITS, Hierarchy
-from hcl_jax.experiments import Cell
+from hcl_jax.experiments import Cell, Recovery
 from hcl_jax.experiments.store import Part
 from hcl_jax.experiments.tidy import tidy_rows
 
@@ -36,7 +36,8 @@ def synthetic_table(sizes=(5_000, 10_000, 20_000, 30_000), noises=(1.0, 10.0), f
                 cell = Cell(Hierarchy.full((20, 30, 40), 3), n, noise, fitted=variant)
                 for i, method in enumerate(METHODS):
                     values = outcome(rng, method, cell, replicates, 100 * noise * 1.2 ** (6 - i) * (1 + (variant != "true")))
-                    rows.append(tidy_rows("recovery", cell, method, Part(0, replicates - 1), values))
+                    structures, part = Recovery().structures(cell, method), Part(0, replicates - 1)
+                    rows.append(tidy_rows("recovery", cell, method, structures, part, values))
     return pl.concat(rows)
 
 
@@ -45,7 +46,7 @@ def test_every_method_has_its_own_look():
     assert len({look.colour for look in looks.values()}) == len(looks)
     assert len({look.label for look in looks.values()}) == len(looks)
     assert len({look.marker for look in looks.values()}) == len(looks)
-    assert set(LIMITS) - {"cramer-rao", "detection"} <= set(style.METHODS)
+    assert set(LIMITS) - {"detection"} <= set(style.METHODS)
 
 
 def test_slope_of_a_power_law_is_exact():

@@ -8,6 +8,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from hcl_jax import ESTIMATORS, LIMITS, Hierarchy, SampleCovariance, Truth, recovery_errors
+from hcl_jax.experiments.recovery import RECOVERY_LIMITS
 
 HIERARCHY = Hierarchy.full((12, 10, 8), 1)
 LAPACK = {"cholesky", "eigh", "lu", "householder_product", "geqrf", "qr", "svd", "triangular_solve", "schur", "tridiagonal"}
@@ -45,7 +46,7 @@ def program(name: str):
     return lambda F: recovery_errors(F, HIERARCHY, truth.loadings, HIERARCHY), (truth.loadings,)
 
 
-@pytest.mark.parametrize("name", [*ESTIMATORS, *LIMITS, "errors"])
+@pytest.mark.parametrize("name", [*ESTIMATORS, *RECOVERY_LIMITS, "errors"])
 def test_mapped_programs_make_no_batched_lapack_call(name: str) -> None:
     """A batched call waits for other threads of XLA's pool, which has one a device: two devices would wait for each other."""
     function, arguments = program(name)

@@ -9,6 +9,7 @@ from hcl_jax import ESTIMATORS, Hierarchy
 from hcl_jax.experiments import (
     Cell,
     Execution,
+    Recovery,
     Store,
     Sweep,
     fitted_hierarchy,
@@ -20,7 +21,7 @@ from hcl_jax.experiments import (
     summarise,
 )
 from hcl_jax.experiments.mapping import Slots
-from hcl_jax.experiments.replicate import kept_ranks
+from hcl_jax.experiments.recovery import kept_ranks
 from hcl_jax.experiments.store import Identity
 from hcl_jax.experiments.summary import select_results
 from hcl_jax.experiments.sweep import check_tasks, chunk_size
@@ -33,7 +34,7 @@ KEY = ["cell", "method", "metric", "structure", "modality", "replicate"]
 
 def make_sweep(cells=None, methods=METHODS, replicates=3, seed=0) -> Sweep:
     cells = tuple(cells or (Cell(SMALL, n, 1.0) for n in (50, 100)))
-    return Sweep("recovery", cells, tuple(methods), replicates, seed, "float64")
+    return Sweep(Recovery(), cells, tuple(methods), replicates, seed, "float64")
 
 
 def compute(output, sweep, execution=QUIET):
@@ -80,7 +81,7 @@ def test_a_grid_over_n_and_noise_compiles_each_program_once(tmp_path):
 def test_chunks_do_not_change_the_bits(tmp_path):
     cells = [Cell(SMALL, 50, 1.0)]
     little = Execution(memory_gib=1e-9, progress=False)
-    assert chunk_size(cells[0], "float64", little) == 2
+    assert chunk_size(make_sweep(cells), cells[0], little) == 2
     compute(tmp_path / "little", make_sweep(cells, replicates=7), little)
     compute(tmp_path / "all", make_sweep(cells, replicates=7))
     assert_same_bits(results(tmp_path / "little"), results(tmp_path / "all"))
@@ -127,7 +128,7 @@ def test_every_way_of_drawing_gives_finite_errors(tmp_path, cell):
 def test_given_loadings_are_the_truth_of_every_replicate(tmp_path):
     loadings = np.where(SMALL.mask, 2.0, 0.0) * np.linspace(1, 2, SMALL.n_factors)
     cell = Cell(SMALL, 10**8, 0.1, loadings="file")
-    sweep = Sweep("recovery", (cell,), ("naive-svd-denoised",), 2, 0, "float64", {"file": loadings})
+    sweep = Sweep(Recovery({"file": loadings}), (cell,), ("naive-svd-denoised",), 2, 0, "float64")
     compute(tmp_path, sweep)
     relative = results(tmp_path).filter(pl.col("metric") == "gram_relative")["value"]
     assert relative.max() < 1e-3

@@ -22,6 +22,7 @@ from helpers import (
 )
 
 from hcl_jax import ESTIMATORS, LIMITS
+from hcl_jax.experiments.recovery import RECOVERY_LIMITS
 
 DIRECT = ("naive-svd", "naive-svd-denoised", "hcl-svd", "hcl-svd-published", "hcl-gd-published")  # no adaptive stopping rule
 TOLERANCE = (
@@ -78,7 +79,7 @@ def test_float32_is_near_float64(name):
     assert int(half.status) == 0
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", RECOVERY_LIMITS)
 def test_limits_plain_compiled_and_batched_agree(name):
     pairs = draws("hcl-ml")
     batch = jax.jit(jax.vmap(LIMITS[name]))(*stacked(pairs))

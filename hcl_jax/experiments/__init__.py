@@ -2,7 +2,7 @@
 
 from hcl_jax.experiments.cell import FITTED, Cell, fitted_hierarchy
 from hcl_jax.experiments.dry_run import format_costs, project_costs
-from hcl_jax.experiments.replicate import analyse, draw
+from hcl_jax.experiments.recovery import Recovery
 from hcl_jax.experiments.runtime import CompilationCounter, configure
 from hcl_jax.experiments.store import OutputError, Store, read_results
 from hcl_jax.experiments.summary import format_summary, summarise
@@ -14,11 +14,10 @@ __all__ = [
     "CompilationCounter",
     "Execution",
     "OutputError",
+    "Recovery",
     "Store",
     "Sweep",
-    "analyse",
     "configure",
-    "draw",
     "fitted_hierarchy",
     "format_costs",
     "format_summary",

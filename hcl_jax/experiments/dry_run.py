@@ -1,17 +1,14 @@
 """What a sweep would cost: one timed replicate a device for each program, and the time and memory that follow."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
-from hcl_jax.experiments.cell import Cell
+from hcl_jax.experiments.experiment import AnyCell
 from hcl_jax.experiments.mapping import Slots
-from hcl_jax.experiments.replicate import errors_program, estimate_program, limit_program
 from hcl_jax.experiments.sweep import GIB, Execution, Sweep, Task, chunk_size, draw_arguments, draw_program_of
-from hcl_jax.limits import LIMITS
 
 
 @dataclass(frozen=True)
@@ -32,40 +29,41 @@ class Cost:
 
 
 def project_costs(sweep: Sweep, tasks: list[Task], execution: Execution) -> list[Cost]:
-    """Time every program (draw, methods, errors) once compiled, at the middle n of each setting, one replicate a device."""
-    settings: dict[Cell, list[Task]] = {}
+    """Time every program (draw, and the stages of each method) once compiled, at the middle n of each setting, one replicate a
+    device."""
+    settings: dict[tuple, list[Task]] = {}
     for task in tasks:
-        settings.setdefault(replace(task.cell, n=2), []).append(task)  # all of the cell but n
+        others = {name: value for name, value in task.cell.columns().items() if name not in ("cell", "n")}
+        settings.setdefault(tuple(others.items()), []).append(task)
     return [cost for group in settings.values() for cost in _project_setting(sweep, group, execution)]
 
 
 def _project_setting(sweep: Sweep, tasks: list[Task], execution: Execution) -> list[Cost]:
     cells = sorted({task.cell for task in tasks}, key=lambda cell: cell.n)
-    cell, batched = cells[len(cells) // 2], execution.batched
-    replicates = {method: sum(len(task.part) for task in tasks if task.method == method) for method in sweep.methods}
+    cell = cells[len(cells) // 2]
     used = execution.used_devices
-    slots = Slots.spread(0, used, chunk_size(cell, sweep.dtype, execution), used)
+    slots = Slots.spread(0, used, chunk_size(sweep, cell, execution), used)
     n_draws = sum(len(part) for _, part in {(task.cell.n, task.part) for task in tasks})
     arguments = draw_arguments(sweep, cell, slots)
     drawn, cost = _timed(cell, "(draw)", draw_program_of(sweep, cell, execution), arguments, n_draws, execution)
-    costs, fits, counts = [cost], None, arguments[2]
-    program: Callable[..., Any]
-    for method in (method for method in sweep.methods if replicates[method]):
-        if method in LIMITS:
-            program, items = limit_program(method, batched), drawn
-        else:
-            program, items = estimate_program(method, cell.fitted_hierarchy, batched), drawn[1]
-        result, cost = _timed(cell, method, program, (None, items, counts), replicates[method], execution)
-        costs.append(cost)
-        fits = fits if method in LIMITS else result
-    if fits is not None:
-        n_fits = sum(count for method, count in replicates.items() if method not in LIMITS)
-        program, items = errors_program(cell.fitted_hierarchy, batched), (drawn[0], fits.loadings)
-        costs.append(_timed(cell, "(errors)", program, (None, items, counts), n_fits, execution)[1])
-    return costs
+    programs: dict[Any, tuple[Any, Cost]] = {}
+    for method in sweep.methods:
+        replicates, result = sum(len(task.part) for task in tasks if task.method == method), None
+        if not replicates:
+            continue
+        for number, stage in enumerate(sweep.experiment.stages(cell, method, execution.batched)):
+            known = programs.get(stage.program)
+            if known is None:
+                items = (None, stage.items(drawn, result), arguments[2])
+                programs[stage.program] = _timed(cell, stage.name, stage.program, items, replicates, execution)
+            elif number:  # first stages are shared by the methods that build on them; later ones run for each method
+                programs[stage.program] = known[0], replace(known[1], replicates=known[1].replicates + replicates)
+            result = programs[stage.program][0]
+    costs = sorted((cost for _, cost in programs.values()), key=lambda cost: cost.method.startswith("("))
+    return [cost, *costs]  # what several methods share comes last
 
 
-def _timed(cell: Cell, name: str, program: Any, arguments: tuple, replicates: int, execution: Execution) -> tuple[Any, Cost]:
+def _timed(cell: AnyCell, name: str, program: Any, arguments: tuple, replicates: int, execution: Execution) -> tuple[Any, Cost]:
     start = time.perf_counter()
     compiled = program.lower(*arguments).compile()
     compiling = time.perf_counter() - start

@@ -52,7 +52,7 @@ class Progress:
 
 
 def _kind(task: "Task") -> tuple:
-    return task.method, task.cell.hierarchy.n_features, task.cell.fitted
+    return task.method, task.cell.hierarchy.n_features, task.cell.columns().get("fitted")
 
 
 def _size(kind: tuple) -> float:

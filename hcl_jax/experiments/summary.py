@@ -1,11 +1,21 @@
 """The table that ends a study: mean ± Monte Carlo standard error by method and n, beside the limit."""
 
+from collections.abc import Sequence
+
 import polars as pl
 
-from hcl_jax.experiments.cell import Cell
+from hcl_jax.experiments.experiment import AnyCell
+from hcl_jax.experiments.tidy import RESULT_COLUMNS
 
-LIMIT = "cramer-rao"
-_SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
+LIMITS_SHOWN = ("cramer-rao", "bayes")
+_NOT_SETTING = {"study", "cell", "n", "rank", *RESULT_COLUMNS}
+_DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
+_SUMMARY_COLUMNS = ("mean", "sem", "limit", "ratio", "replicates", "non_finite", "out_of_steps")
+
+
+def _setting(table: pl.DataFrame) -> list[str]:
+    """The columns that tell settings apart."""
+    return [name for name in table.columns if name not in _NOT_SETTING and name not in _SUMMARY_COLUMNS]
 
 
 def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFrame:
@@ -14,12 +24,12 @@ def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFra
 
     A metric by structure or block is first averaged within the replicate.
     """
-    rows = table.filter(pl.col("metric") == metric)
-    by_replicate = rows.group_by(*_SETTING, "n", "method", "replicate", maintain_order=True).agg(
+    rows, setting = table.filter(pl.col("metric") == metric), _setting(table)
+    by_replicate = rows.group_by(*setting, "n", "method", "replicate", maintain_order=True).agg(
         pl.col("value").mean(), (pl.col("value") ** 2).mean().alias("square"), pl.col("status").first()
     )
     finite = pl.col("value").is_finite()
-    summary = by_replicate.group_by(*_SETTING, "n", "method", maintain_order=True).agg(
+    summary = by_replicate.group_by(*setting, "n", "method", maintain_order=True).agg(
         pl.col("value").filter(finite).mean().alias("mean"),
         (pl.col("value").filter(finite).std() / finite.sum().sqrt()).alias("sem"),
         pl.col("square").filter(finite).mean().sqrt().alias("root_mean_square"),
@@ -27,12 +37,12 @@ def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFra
         (pl.col("status") == 2).sum().alias("non_finite"),
         (pl.col("status") == 1).sum().alias("out_of_steps"),
     )
-    limits = summary.filter(pl.col("method") == LIMIT).select(*_SETTING, "n", pl.col("root_mean_square").alias("limit"))
-    joined = summary.join(limits, on=[*_SETTING, "n"], how="left", maintain_order="left")
+    limits = summary.filter(pl.col("method").is_in(LIMITS_SHOWN)).select(*setting, "n", pl.col("root_mean_square").alias("limit"))
+    joined = summary.join(limits, on=[*setting, "n"], how="left", maintain_order="left")
     return joined.with_columns((pl.col("mean") / pl.col("limit")).alias("ratio")).drop("root_mean_square")
 
 
-def select_results(table: pl.DataFrame, cells: tuple[Cell, ...], methods: tuple[str, ...], replicates: int) -> pl.DataFrame:
+def select_results(table: pl.DataFrame, cells: Sequence[AnyCell], methods: tuple[str, ...], replicates: int) -> pl.DataFrame:
     """What a study asked for, of everything that its folder holds; methods in the study's order."""
     names = [cell.name for cell in cells]
     asked = pl.col("cell").is_in(names) & pl.col("method").is_in(methods) & (pl.col("replicate") < replicates)
@@ -47,7 +57,7 @@ def select_results(table: pl.DataFrame, cells: tuple[Cell, ...], methods: tuple[
 def format_summary(summary: pl.DataFrame, metric: str) -> str:
     """The summary as text, one table a setting."""
     blocks = []
-    for _, group in summary.group_by(*_SETTING, maintain_order=True):
+    for _, group in summary.group_by(*_setting(summary), maintain_order=True):
         blocks.append("\n".join([_title(group, metric), *_lines(group), *_failures(group)]))
     return "\n\n".join(blocks) or f"no results for {metric}"
 
@@ -56,21 +66,23 @@ def _title(group: pl.DataFrame, metric: str) -> str:
     row = group.row(0, named=True)
     ranks = "+".join(f"{s}:{r}" for s, r in zip(row["structures"].split(","), row["ranks"].split(","), strict=True))
     parts = [f"dims {row['dims']}", f"ranks {ranks}", f"noise variance {row['noise_variance']:g}"]
-    defaults = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true"}
-    parts += [f"{name} {row[name]}" for name, default in defaults.items() if row[name] != default]
+    told = ("dims", "structures", "ranks", "noise_variance")
+    others = [name for name in _setting(group) if name not in told and row[name] != _DEFAULTS.get(name)]
+    parts += [f"{name.replace('_', ' ')} {row[name]}" for name in others]
     return f"{metric}, mean ± standard error (ratio to the limit); {', '.join(parts)}"
 
 
 def _lines(group: pl.DataFrame) -> list[str]:
     sizes = group["n"].unique().sort().to_list()
-    methods = [m for m in group["method"].unique(maintain_order=True) if m != LIMIT]
+    all_methods = group["method"].unique(maintain_order=True).to_list()
+    methods = [m for m in all_methods if m not in LIMITS_SHOWN]
     cells = {(row["method"], row["n"]): row for row in group.iter_rows(named=True)}
-    width = max(len(LIMIT), *map(len, methods), 6) if methods else len(LIMIT)
+    width = max(6, *map(len, all_methods))
     lines = [f"{'method':{width}}" + "".join(f"{'n = ' + str(n):>28}" for n in sizes)]
     lines += [f"{m:{width}}" + "".join(f"{_entry(cells.get((m, n))):>28}" for n in sizes) for m in methods]
-    if (LIMIT, sizes[0]) in cells:
-        entries = [cells.get((LIMIT, n)) for n in sizes]
-        lines.append(f"{LIMIT:{width}}" + "".join(f"{'' if e is None else _number(e['limit']):>28}" for e in entries))
+    for limit in (m for m in all_methods if m in LIMITS_SHOWN):
+        entries = [cells.get((limit, n)) for n in sizes]
+        lines.append(f"{limit:{width}}" + "".join(f"{'' if e is None else _number(e['limit']):>28}" for e in entries))
     return lines
 
 

@@ -2,25 +2,22 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import jax
 import numpy as np
 
-from hcl_jax.estimators import ESTIMATORS
-from hcl_jax.experiments.cell import Cell
+from hcl_jax.experiments.experiment import AnyCell, Experiment, trace
 from hcl_jax.experiments.mapping import Slots, place
 from hcl_jax.experiments.progress import Progress
-from hcl_jax.experiments.replicate import Drawn, DrawSpec, analyse, draw_program, shared_arguments, trace
 from hcl_jax.experiments.runtime import CompilationCounter
 from hcl_jax.experiments.store import PART_SIZE, Part, Store
 from hcl_jax.experiments.tidy import tidy_rows
-from hcl_jax.limits import LIMITS
 
-LIKELIHOOD_METHODS = ("hcl-ml", "hcl-vb")  # unbounded where there are as many factors as degrees of freedom
-BATCH_OVERHEAD = 6  # d × d matrices that a method holds per replicate when replicates are batched
+BATCH_OVERHEAD = 6  # draws that a method holds the like of per replicate when replicates are batched
 GIB = 2**30
 
 
@@ -43,22 +40,21 @@ class Execution:
 class Task:
     """One part of one method in one cell."""
 
-    cell: Cell
+    cell: AnyCell
     method: str
     part: Part
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be computed. `loadings` holds the fitted loadings of real data, by their label."""
+    """What is to be computed."""
 
-    study: str
-    cells: tuple[Cell, ...]
+    experiment: Experiment
+    cells: tuple[AnyCell, ...]
     methods: tuple[str, ...]
     replicates: int
     seed: int
     dtype: str
-    loadings: dict[str, np.ndarray] = field(default_factory=dict)
 
     def tasks(self, store: Store | None) -> list[Task]:
         """The parts that are not stored yet; tasks on the same draws stand together."""
@@ -83,9 +79,9 @@ class Report:
     seconds: float = 0.0
 
 
-def check_methods(methods: Iterable[str]) -> None:
-    """Raise `ValueError` unless every name is an estimator or a limit."""
-    known = {**ESTIMATORS, **LIMITS}
+def check_methods(methods: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ValueError` unless every name is known."""
+    known = tuple(known)
     for method in methods:
         if method not in known:
             raise ValueError(f"methods: unknown {method!r}; expected some of {', '.join(known)}")
@@ -97,79 +93,98 @@ def check_tasks(sweep: Sweep, tasks: list[Task], execution: Execution) -> None:
     Raises `ValueError` that names the argument.
     """
     for task in tasks:
-        n_factors = task.cell.fitted_hierarchy.n_factors
-        if task.method in LIKELIHOOD_METHODS and n_factors >= task.cell.n - 1:
-            raise ValueError(
-                f"n_grid: holds {task.cell.n}; {task.method} with {n_factors} factors expects more than {n_factors + 1} samples"
-            )
-    for (spec, fitted, method), task in {_program_key(sweep, task): task for task in tasks}.items():
-        slots = Slots.spread(0, 1, chunk_size(task.cell, sweep.dtype, execution))
+        sweep.experiment.check(task.cell, task.method)
+    for task in {_program_key(sweep, task, execution): task for task in tasks}.values():
+        slots = Slots.spread(0, 1, chunk_size(sweep, task.cell, execution))
         try:
-            drawn = jax.eval_shape(draw_program(spec, execution.batched), *draw_arguments(sweep, task.cell, slots))
-            trace(method, fitted, drawn, slots.counts, execution.batched)
+            drawn = jax.eval_shape(draw_program_of(sweep, task.cell, execution), *draw_arguments(sweep, task.cell, slots))
+            trace(sweep.experiment, task.cell, task.method, drawn, slots.counts, execution.batched)
         except ValueError as error:
-            raise ValueError(f"methods: {method} cannot be used here, {error}") from error
+            raise ValueError(f"methods: {task.method} cannot be used here, {error}") from error
 
 
-def _program_key(sweep: Sweep, task: Task) -> tuple:
-    return DrawSpec.of(task.cell, sweep.dtype), task.cell.fitted_hierarchy, task.method
+def _program_key(sweep: Sweep, task: Task, execution: Execution) -> tuple:
+    stages = sweep.experiment.stages(task.cell, task.method, execution.batched)
+    return sweep.experiment.draw_key(task.cell, sweep.dtype), *(stage.program for stage in stages)
 
 
-def chunk_size(cell: Cell, dtype: str, execution: Execution) -> int:
+def chunk_size(sweep: Sweep, cell: AnyCell, execution: Execution) -> int:
     """Places a device: what the memory budget allows, and no more than a part needs.
 
     At least two, for a leading axis of length one would be simplified away, and the bits might follow.
     """
-    d = cell.hierarchy.n_features
-    matrices = BATCH_OVERHEAD if execution.batched else 1
-    allowed = execution.memory_gib * GIB / (jax.device_count() * matrices * d * d * np.dtype(dtype).itemsize)
+    held = sweep.experiment.numbers_drawn(cell) * np.dtype(sweep.dtype).itemsize * (BATCH_OVERHEAD if execution.batched else 1)
+    allowed = execution.memory_gib * GIB / (jax.device_count() * held)
     return max(2, min(-(-PART_SIZE // execution.used_devices), int(allowed)))
 
 
-def draw_program_of(sweep: Sweep, cell: Cell, execution: Execution) -> Callable[..., Drawn]:
+def draw_program_of(sweep: Sweep, cell: AnyCell, execution: Execution) -> Callable[..., Any]:
     """The program that draws a cell's replicates."""
-    return draw_program(DrawSpec.of(cell, sweep.dtype), execution.batched)
+    return sweep.experiment.draw_program(cell, sweep.dtype, execution.batched)
 
 
-def draw_arguments(sweep: Sweep, cell: Cell, slots: Slots) -> tuple:
+def draw_arguments(sweep: Sweep, cell: AnyCell, slots: Slots) -> tuple:
     """What that program is called with, on the devices."""
-    shared = shared_arguments(cell, sweep.seed, sweep.dtype, sweep.loadings.get(cell.loadings))
+    shared = sweep.experiment.shared_arguments(cell, sweep.seed, sweep.dtype)
     return place(shared, split=False), place(slots.replicates, split=True), place(slots.counts, split=True)
 
 
 class Draws:
-    """Draws chunks of replicates; the latest stays on the devices, so that all methods of a part share it."""
+    """Draws chunks of replicates. The latest draw stays on the devices, and with it the latest result of a first stage, so that
+    all methods of a part share the one, and methods that build on the same fit the other."""
 
     def __init__(self, sweep: Sweep, execution: Execution):
         self.sweep, self.execution = sweep, execution
-        self._key: tuple | None = None
-        self._latest: Drawn | None = None
+        self._drawn = _Latest()
+        self._fitted = _Latest()
 
-    def chunks(self, task: Task) -> Iterator[tuple[Drawn, Slots]]:
-        """The draws of a part, and where its replicates stand in them."""
-        size = chunk_size(task.cell, self.sweep.dtype, self.execution)
+    def outcomes(self, task: Task) -> Iterator[tuple[dict[str, np.ndarray], Slots]]:
+        """The outcome of each chunk of a part, and where its replicates stand in it."""
+        size = chunk_size(self.sweep, task.cell, self.execution)
         used = self.execution.used_devices
         step = size * used
         for first in range(task.part.first, task.part.last + 1, step):
             slots = Slots.spread(first, min(step, task.part.last + 1 - first), size, used)
-            yield self._draw(task.cell, slots), slots
+            yield jax.device_get(self._analyse(task, slots)), slots
 
-    def _draw(self, cell: Cell, slots: Slots) -> Drawn:
-        key = (cell.draw_name, slots.replicates.tobytes())
-        if self._latest is None or key != self._key:
-            self._key = self._latest = None  # lets go of the memory first
-            self._latest = draw_program_of(self.sweep, cell, self.execution)(*draw_arguments(self.sweep, cell, slots))
+    def _analyse(self, task: Task, slots: Slots) -> Any:
+        key = (task.cell.draw_name, slots.replicates.tobytes())
+        drawn = self._drawn.get(key, lambda: self._draw(task.cell, slots))
+        counts, result = place(slots.counts, split=True), None
+        for number, stage in enumerate(self.sweep.experiment.stages(task.cell, task.method, self.execution.batched)):
+            items = stage.items(drawn, result)
+            if number == 0:
+                result = self._fitted.get((key, stage.program), partial(stage.program, None, items, counts))
+            else:
+                result = stage.program(None, items, counts)
+        return result
+
+    def _draw(self, cell: AnyCell, slots: Slots) -> Any:
+        self._fitted.clear()
+        return draw_program_of(self.sweep, cell, self.execution)(*draw_arguments(self.sweep, cell, slots))
+
+
+class _Latest:
+    """Holds the last value that was asked for."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._key: tuple | None = None
+        self._value: Any = None
+
+    def get(self, key: tuple, make: Callable[[], Any]) -> Any:
+        if key != self._key:
+            self.clear()  # lets go of the memory first
+            self._value = make()
             self._key = key
-        return self._latest
+        return self._value
 
 
 def compute(task: Task, draws: Draws) -> dict[str, np.ndarray]:
     """The outcome of one part, each metric with the replicates as leading axis."""
-    pieces = []
-    for drawn, slots in draws.chunks(task):
-        counts = place(slots.counts, split=True)
-        outcome = jax.device_get(analyse(task.method, task.cell.fitted_hierarchy, drawn, counts, draws.execution.batched))
-        pieces.append({metric: slots.read(values) for metric, values in outcome.items()})
+    pieces = [{metric: slots.read(values) for metric, values in outcome.items()} for outcome, slots in draws.outcomes(task)]
     return {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in pieces[0]}
 
 
@@ -195,7 +210,8 @@ def _run_tasks(sweep: Sweep, tasks: list[Task], store: Store, execution: Executi
                 start = time.perf_counter()
                 outcome = compute(task, draws)
                 seconds = time.perf_counter() - start
-                table = tidy_rows(sweep.study, task.cell, task.method, task.part, outcome)
+                structures = sweep.experiment.structures(task.cell, task.method)
+                table = tidy_rows(sweep.experiment.study, task.cell, task.method, structures, task.part, outcome)
                 store.write(task.cell.name, task.method, task.part, table, seconds)
                 progress.finished(task, seconds, outcome["status"])
             store.write_manifest()

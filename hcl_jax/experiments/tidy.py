@@ -3,25 +3,11 @@
 import numpy as np
 import polars as pl
 
-from hcl_jax.experiments.cell import Cell
-from hcl_jax.experiments.replicate import structures_of
+from hcl_jax.experiments.experiment import AnyCell
 from hcl_jax.experiments.store import Part
-from hcl_jax.limits import LIMITS
-from hcl_jax.structure import structure_name
+from hcl_jax.structure import Structure, structure_name
 
-SCHEMA = {
-    "study": pl.String,
-    "cell": pl.String,
-    "n": pl.Int64,
-    "noise_variance": pl.Float64,
-    "rank": pl.Int64,
-    "latent": pl.String,
-    "sampling": pl.String,
-    "loadings": pl.String,
-    "fitted": pl.String,
-    "dims": pl.String,
-    "structures": pl.String,
-    "ranks": pl.String,
+RESULT_COLUMNS = {
     "replicate": pl.Int64,
     "method": pl.String,
     "metric": pl.String,
@@ -31,20 +17,23 @@ SCHEMA = {
     "status": pl.Int64,
     "steps": pl.Int64,
 }
-"""The columns of every part. `ranks` are those of `structures`, which are the truth's; `rank` is −1 where they differ."""
+"""The columns of every part after `study` and those of the cell."""
+_TYPES = {str: pl.String, int: pl.Int64, float: pl.Float64}
 
 
-def tidy_rows(study: str, cell: Cell, method: str, part: Part, outcome: dict[str, np.ndarray]) -> pl.DataFrame:
+def tidy_rows(
+    study: str, cell: AnyCell, method: str, structures: tuple[Structure, ...], part: Part, outcome: dict[str, np.ndarray]
+) -> pl.DataFrame:
     """The rows of one part. `outcome` holds, by metric and replicate, a scalar, one per structure, or structures × modalities."""
-    true = cell.hierarchy
-    structures = true.structures if method in LIMITS else structures_of(cell.fitted_hierarchy, true)
     names = [structure_name(s) for s in structures]
     status, steps = outcome["status"], outcome["steps"]
     metrics = {metric: np.asarray(values, float) for metric, values in outcome.items() if metric not in ("status", "steps")}
     per_metric = [_metric_rows(metric, values, names, part, status, steps) for metric, values in metrics.items()]
-    constants = {"study": study, **cell.columns(), "method": method}
-    table = pl.concat(per_metric).with_columns(**{name: pl.lit(value) for name, value in constants.items()})
-    return table.select(list(SCHEMA)).cast(pl.Schema(SCHEMA))
+    constants = {"study": study, **cell.columns()}
+    schema = {name: _TYPES[type(value)] for name, value in constants.items()} | RESULT_COLUMNS
+    held = constants | {"method": method}
+    table = pl.concat(per_metric).with_columns(**{name: pl.lit(value) for name, value in held.items()})
+    return table.select(list(schema)).cast(pl.Schema(schema))
 
 
 def _metric_rows(

@@ -1,4 +1,4 @@
-"""One replicate as pure functions, and the programs that map them over replicates and devices.
+"""A replicate of the recovery study as pure functions, and the programs that map them over replicates and devices.
 
 A replicate is drawn by one program, estimated by one more per method, and measured by a last one that all methods share. They are
 compiled apart, so that a further method cannot change the bits of another one, and n, the noise variance and the seed are traced:
@@ -6,7 +6,7 @@ a grid over them reuses the programs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import jax
@@ -19,6 +19,7 @@ from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
 from hcl_jax.estimators.estimate import Estimate
 from hcl_jax.experiments.cell import Cell
+from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
 from hcl_jax.limits import LIMITS
 from hcl_jax.metrics import recovery_errors
@@ -31,8 +32,10 @@ from hcl_jax.model import (
 )
 from hcl_jax.structure import Hierarchy, Structure
 
-Outcome = dict[str, Array]
 Drawn = tuple[Truth, SampleCovariance]
+LIKELIHOOD_METHODS = ("hcl-ml", "hcl-vb")  # unbounded where there are as many factors as degrees of freedom
+RECOVERY_LIMITS = ("cramer-rao", "detection")
+RECOVERY_METHODS = (*ESTIMATORS, *RECOVERY_LIMITS)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def metric_names() -> tuple[str, ...]:
 
     def all_metrics(loadings: Array, matrix: Array, one: Array) -> Outcome:
         truth, covariance = Truth(loadings, one, hierarchy), SampleCovariance(matrix, n=one)
-        outcomes = [errors(hierarchy, truth, loadings), *(limit(name, truth, covariance) for name in LIMITS)]
+        outcomes = [errors(hierarchy, truth, loadings), *(limit(name, truth, covariance) for name in RECOVERY_LIMITS)]
         return {name: value for outcome in outcomes for name, value in outcome.items()}
 
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 1), (4, 4), ())]
@@ -137,8 +140,13 @@ def estimate_program(method: str, fitted: Hierarchy, batched: bool) -> Callable[
 
 @lru_cache
 def errors_program(fitted: Hierarchy, batched: bool) -> Callable[..., Outcome]:
-    """(None, (truths, loadings), counts) -> the metrics of all replicates. One program serves all methods."""
-    return spread(lambda _, item: errors(fitted, *item), batched)
+    """(None, (truths, estimates), counts) -> the outcomes of all replicates. One program serves all methods."""
+
+    def outcome(_: None, item: tuple[Truth, Estimate]) -> Outcome:
+        truth, estimate = item
+        return errors(fitted, truth, estimate.loadings) | {"status": estimate.status, "steps": estimate.steps}
+
+    return spread(outcome, batched)
 
 
 @lru_cache
@@ -147,22 +155,43 @@ def limit_program(method: str, batched: bool) -> Callable[..., Outcome]:
     return spread(lambda _, item: limit(method, *item), batched)
 
 
-def analyse(method: str, fitted: Hierarchy, drawn: Drawn, counts: Array, batched: bool) -> Outcome:
-    """All metrics of one method on all replicates drawn, with its `status` and `steps`."""
-    if method in LIMITS:
-        return limit_program(method, batched)(None, drawn, counts)
-    truths, covariances = drawn
-    fits = estimate_program(method, fitted, batched)(None, covariances, counts)
-    metrics = errors_program(fitted, batched)(None, (truths, fits.loadings), counts)
-    return metrics | {"status": fits.status, "steps": fits.steps}
+@dataclass(frozen=True)
+class Recovery:
+    """The recovery study. `loadings` holds the fitted loadings of real data, by their label."""
 
+    loadings: dict[str, np.ndarray] = field(default_factory=dict)
+    study: str = "recovery"
 
-def trace(method: str, fitted: Hierarchy, drawn: PyTree, counts: np.ndarray, batched: bool) -> None:
-    """Trace a method's program without computing; `drawn` holds shapes. Raises what the method raises."""
-    if method in LIMITS:
-        jax.eval_shape(limit_program(method, batched), None, drawn, counts)
-    else:
-        jax.eval_shape(estimate_program(method, fitted, batched), None, drawn[1], counts)
+    def check(self, cell: Cell, method: str) -> None:
+        n_factors = cell.fitted_hierarchy.n_factors
+        if method in LIKELIHOOD_METHODS and n_factors >= cell.n - 1:
+            raise ValueError(
+                f"n_grid: holds {cell.n}; {method} with {n_factors} factors expects more than {n_factors + 1} samples"
+            )
+
+    def draw_key(self, cell: Cell, dtype: str) -> DrawSpec:
+        return DrawSpec.of(cell, dtype)
+
+    def draw_program(self, cell: Cell, dtype: str, batched: bool) -> Callable[..., Drawn]:
+        return draw_program(DrawSpec.of(cell, dtype), batched)
+
+    def shared_arguments(self, cell: Cell, seed: int, dtype: str) -> tuple:
+        return shared_arguments(cell, seed, dtype, self.loadings.get(cell.loadings))
+
+    def stages(self, cell: Cell, method: str, batched: bool) -> tuple[Stage, ...]:
+        if method in LIMITS:
+            return (Stage(method, limit_program(method, batched), lambda drawn, _: drawn),)
+        fitted = cell.fitted_hierarchy
+        return (
+            Stage(method, estimate_program(method, fitted, batched), lambda drawn, _: drawn[1]),
+            Stage("(errors)", errors_program(fitted, batched), lambda drawn, estimates: (drawn[0], estimates)),
+        )
+
+    def structures(self, cell: Cell, method: str) -> tuple[Structure, ...]:
+        return cell.hierarchy.structures if method in LIMITS else structures_of(cell.fitted_hierarchy, cell.hierarchy)
+
+    def numbers_drawn(self, cell: Cell) -> int:
+        return cell.hierarchy.n_features**2
 
 
 def shared_arguments(cell: Cell, seed: int, dtype: str, loadings: np.ndarray | None) -> tuple:
