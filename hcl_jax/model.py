@@ -111,19 +111,18 @@ def sample_response(key: Key[Array, ""], truth: ResponseTruth, z: Float[Array, "
 
 
 def sample_rows_given_covariance(key: Key[Array, ""], covariance: SampleCovariance, n_samples: int) -> Float[Array, "n d"]:
-    """n centred Gaussian rows whose sample covariance is the given one: √ν Q Cᵀ with CCᵀ = S and Q Haar among the n × d frames
-    orthogonal to the vector of ones. With S Wishart, their law is that of n centred Gaussian samples.
+    """n centred rows whose sample covariance is the given one: QR with RᵀR = νS and Q Haar among the frames orthogonal to the
+    vector of ones. With S drawn from its law, Wishart, theirs is that of n centred Gaussian samples.
 
-    So that methods that see rows and methods that see covariances can share a draw. Raises `ValueError` unless n > d.
+    So that methods that see rows and methods that see covariances share a draw.
     """
-    d = covariance.n_features
-    if n_samples <= d:
-        raise ValueError(f"n_samples: is {n_samples}; expected more than the {d} features")
-    normal = jr.normal(key, (n_samples, d), covariance.dtype)
-    centred = normal - normal.mean(axis=0, keepdims=True)
-    root = jnp.linalg.cholesky(centred.T @ centred)
-    held = jnp.linalg.cholesky(covariance.block(slice(None), slice(None)) * covariance.nu)
-    return centred @ jax.scipy.linalg.solve_triangular(root, held.T, lower=True, trans="T")
+    if covariance.data is not None:
+        held = covariance.data
+    else:
+        held = jnp.linalg.cholesky(covariance.block(slice(None), slice(None)) * covariance.nu).T
+    normal = jr.normal(key, (n_samples, held.shape[0]), covariance.dtype)
+    Q, R = jnp.linalg.qr(normal - normal.mean(axis=0, keepdims=True))
+    return Q * jnp.where(jnp.diagonal(R) < 0, -1, 1).astype(Q.dtype)[None, :] @ held
 
 
 def _t_latents(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:

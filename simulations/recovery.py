@@ -21,38 +21,27 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import jax
-import tyro
-
-import hcl_jax
 from hcl_jax import LATENT_LAWS, Hierarchy
-from hcl_jax.experiments import (
-    FITTED,
-    Cell,
-    Execution,
-    OutputError,
-    Recovery,
-    Store,
-    Sweep,
-    configure,
-    format_costs,
-    format_summary,
-    project_costs,
-    read_results,
-    run_sweep,
-    summarise,
+from hcl_jax.experiments import FITTED, Cell, Recovery
+from hcl_jax.experiments.command_line import (
+    Plan,
+    SweepOptions,
+    check_list,
+    check_options,
+    configure_for,
+    make_hierarchy,
+    make_plan,
+    parse,
+    peek,
+    run_command,
 )
-from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse, peek
 from hcl_jax.experiments.recovery import RECOVERY_METHODS, metric_names
-from hcl_jax.experiments.runtime import describe
-from hcl_jax.experiments.store import Identity, write_bytes
-from hcl_jax.experiments.summary import select_results
-from hcl_jax.experiments.sweep import Task, check_methods, check_tasks
+from hcl_jax.experiments.store import write_bytes
 from hcl_jax.real_data import RealTruth, fit_truth, load_views, read_truth, truth_bytes
 
-STUDY, PROGRAM = "recovery", "recovery.py"
+PROGRAM = "recovery.py"
 MAIN_METHODS = tuple(name for name in RECOVERY_METHODS if name != "detection")
 WRONG_METHODS = ("hcl-vb", "hcl-ml", "hcl-shrunk", "hcl-gn", "hcl-svd", "naive-svd-denoised", "cramer-rao")
 PAPER_N = (5000, 6000, 7000, 8000, 9000, 10000, 12000, 14000, 16000, 18000, 20000, 25000, 30000)
@@ -60,25 +49,23 @@ PAPER_DIMS = ((100, 100, 100), (100, 500, 800))
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(SweepOptions):
     """Every option is described below; --preset sets the defaults that are shown, and any option overrides it."""
 
     preset: Literal["tiny", "default", "paper", "hierarchies"] = "default"
     """Where the other options start: seconds, minutes, the paper's grid (hours), or the grid of wrong hierarchies."""
-    dims: Annotated[tuple[tuple[int, ...], ...], tyro.conf.UseAppendAction] = ()
-    """Features of each modality. May be given several times, for several settings. Default: those of the preset."""
     rank: int | None = 5
     """Rank of each structure for which --structures gives none. With --loadings-from, None keeps the ranks that the fit keeps."""
-    structures: tuple[str, ...] = ()
-    """Structures as modalities and rank: 123:5 12:3 1 (1.10:2 where modalities exceed 9). None given: every subset."""
     noise_variance: tuple[float, ...] = (1.0,)
     """Noise variances, one setting each. With --loadings-from and none given: that of the fit."""
     n_grid: tuple[int, ...] = (2500, 5000, 10000, 20000, 40000)
     """Numbers of samples."""
-    replicates: int = 20
-    """Independent draws of each cell, numbered from 0: raising it later adds to what is there."""
     methods: tuple[str, ...] = MAIN_METHODS
     """Estimators and limits, by name; the limit `detection` counts the factors that can be seen."""
+    output: Path = Path("results/recovery")
+    """Folder of the results. It holds one seed and one dtype."""
+    metric: str = "gram_frobenius"
+    """Metric of the table at the end; all metrics are stored."""
     hierarchies: tuple[str, ...] = ("true",)
     """Hierarchies the estimators are told: true, missing (a structure), extra (one too many), low, high (ranks 2 off), merged."""
     latent: tuple[str, ...] = ("gaussian",)
@@ -89,24 +76,6 @@ class Study:
     """An .npz file of real data: a fit of hcl-vb to its --views is the truth of every replicate."""
     views: tuple[str, ...] = ()
     """Names of the arrays in that file, one a modality, samples × features."""
-    seed: int = 0
-    """Root of all random numbers."""
-    dtype: Literal["float32", "float64"] = "float64"
-    """Precision of all computations."""
-    output: Path = Path("results/recovery")
-    """Folder of the results. It holds one seed and one dtype."""
-    metric: str = "gram_frobenius"
-    """Metric of the table at the end; all metrics are stored."""
-    dry_run: bool = False
-    """Time one replicate of each program, print what is left to compute and its projected time and memory, write nothing."""
-    batched: bool = False
-    """Replicates side by side in one program: always so on accelerators. Else one after the other, reproducible bit for bit."""
-    devices: int | None = None
-    """Host devices on a CPU, over which replicates are spread. Default: the cores; with --batched one."""
-    memory_gib: float = 4.0
-    """Budget for the draws that are held at a time."""
-    progress: bool = True
-    """Show the progress bar."""
 
 
 PRESET_DIMS = {
@@ -159,24 +128,18 @@ def parse_study(arguments: Sequence[str]) -> Study:
 
 def check(study: Study) -> None:
     """Raise `ValueError`, naming the argument, for what the cells and methods do not check themselves."""
-    check_methods(study.methods, RECOVERY_METHODS)
-    positive = ("replicates", "memory_gib", *(("devices",) if study.devices is not None else ()))
-    for name in positive:
-        if not getattr(study, name) > 0:
-            raise ValueError(f"{name}: is {getattr(study, name)}; expected a positive number")
-    if not 0 <= study.seed < 2**32:
-        raise ValueError(f"seed: is {study.seed}; expected an integer from 0 to 2^32 - 1")
-    if study.rank is not None and study.rank < 1:
-        raise ValueError(f"rank: is {study.rank}; expected a positive integer")
+    check_options(study, RECOVERY_METHODS)
     for law in study.latent:
         if law not in LATENT_LAWS:
             raise ValueError(f"latent: unknown {law!r}; expected some of {', '.join(LATENT_LAWS)}")
-    for name in ("methods", "hierarchies", "latent", *(() if study.loadings_from else ("n_grid", "noise_variance"))):
+    for name in ("hierarchies", "latent", *(() if study.loadings_from else ("n_grid", "noise_variance"))):
         check_list(name, getattr(study, name))
     if bool(study.views) != bool(study.loadings_from):
         raise ValueError("views: expected together with --loadings-from FILE.npz")
     if study.loadings_from and study.dims:
         raise ValueError("dims: those of the views are used; expected no --dims with --loadings-from")
+    if study.metric != Study.metric and study.metric not in metric_names():
+        raise ValueError(f"metric: unknown {study.metric!r}; expected one of {', '.join(metric_names())}")
 
 
 def make_cells(study: Study, hierarchies: Sequence[Hierarchy], label: str = "") -> tuple[Cell, ...]:
@@ -216,23 +179,11 @@ def describe_truth(truth: RealTruth) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a study will do: all that is checked before anything is written."""
-
-    study: Study
-    sweep: Sweep
-    store: Store
-    execution: Execution
-    tasks: list[Task]
-    keep_truth: Callable[[], None]
-
-
-def make_plan(study: Study) -> Plan:
-    """Raises `ValueError` or `OutputError`, in one line that names the argument, for whatever is wrong."""
+def plan_study(arguments: Sequence[str]) -> Plan:
+    """What the command line asks for; raises `ValueError` or `OutputError`, in one line that names the argument."""
+    study = parse_study(arguments)
     check(study)
-    devices = configure(study.dtype, study.devices, study.batched)
-    store = Store(study.output, Identity(STUDY, study.seed, study.dtype, hcl_jax.__version__))
+    devices = configure_for(study)
     label, loadings, keep_truth = "", {}, lambda: None
     if study.loadings_from:
         truth, label, keep_truth = real_truth(study)
@@ -242,48 +193,12 @@ def make_plan(study: Study) -> Plan:
         study = dataclasses.replace(study, n_grid=n_grid, noise_variance=study.noise_variance or (truth.noise_variance,))
     else:
         hierarchies = [make_hierarchy(dims, study.rank, study.structures) for dims in study.dims]
-    cells = make_cells(study, hierarchies, label)
-    sweep = Sweep(Recovery(loadings), cells, study.methods, study.replicates, study.seed, study.dtype)
-    batched = study.batched or jax.default_backend() != "cpu"
-    execution, tasks = Execution(batched, study.memory_gib, study.progress, devices), sweep.tasks(store)
-    check_tasks(sweep, tasks, execution)
-    if study.metric != Study.metric and study.metric not in metric_names():
-        raise ValueError(f"metric: unknown {study.metric!r}; expected one of {', '.join(metric_names())}")
-    return Plan(study, sweep, store, execution, tasks, keep_truth)
-
-
-def run(plan: Plan, command: Sequence[str]) -> None:
-    """Compute what is missing, and print the summary. Raises `OutputError` when OUTPUT cannot be written."""
-    study, sweep, tasks = plan.study, plan.sweep, plan.tasks
-    if study.dry_run:
-        print(format_costs(project_costs(sweep, tasks, plan.execution)) if tasks else "nothing left to compute")
-        return
-    if tasks:
-        plan.keep_truth()
-    record = {"config": dataclasses.asdict(study), "command": list(command), **describe()}
-    report = run_sweep(sweep, tasks, plan.store, plan.execution, record)
-    print(f"computed {report.n_parts} parts in {report.seconds:.1f} s, {report.n_compilations} programs compiled\n")
-    table = select_results(read_results(study.output), sweep.cells, study.methods, study.replicates)
-    print(format_summary(summarise(table, study.metric), study.metric))
+    return make_plan(study, Recovery(loadings), make_cells(study, hierarchies, label), devices, keep_truth)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        plan = make_plan(parse_study(arguments))
-    except (ValueError, OutputError) as error:
-        return _refuse(error)
-    try:
-        run(plan, [PROGRAM, *arguments])
-    except OutputError as error:
-        return _refuse(error)
-    return 0
-
-
-def _refuse(error: Exception) -> int:
-    print(f"{PROGRAM}: error: {error_line(Study, error)}", file=sys.stderr)
-    return 2
+    return run_command(PROGRAM, Study, plan_study, arguments)
 
 
 if __name__ == "__main__":

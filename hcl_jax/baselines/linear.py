@@ -64,9 +64,15 @@ def transform(fitted: LinearFit, views: Sequence[Float[Array, "n _d"]]) -> Float
 
 def predict(fitted: LinearFit, views: Sequence[Float[Array, "n _d"]]) -> Float[Array, " n"]:
     """The response that a supervised method expects. Raises `ValueError` for an unsupervised one."""
+    coefficients, intercept = own_prediction(fitted)
+    return transform(fitted, views) @ coefficients + intercept
+
+
+def own_prediction(fitted: LinearFit) -> tuple[Float[Array, " R"], Float[Array, ""]]:
+    """(coefficients on the scores, intercept) of a supervised method. Raises `ValueError` for an unsupervised one."""
     if fitted.coefficients is None or fitted.intercept is None:
         raise ValueError("fitted: this method saw no response; expected a supervised one, or regress on its scores")
-    return transform(fitted, views) @ fitted.coefficients + fitted.intercept
+    return fitted.coefficients, fitted.intercept
 
 
 def part(fitted: LinearFit, columns: Bool[Array, " R"]) -> Float[Array, "n d"]:

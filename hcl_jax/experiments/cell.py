@@ -45,19 +45,15 @@ class Cell:
     @property
     def draw_name(self) -> str:
         """Names the data: all but the hierarchy that is fitted to them, so that fits of different hierarchies are paired."""
-        fields = {"dims": "x".join(map(str, self.hierarchy.dims)), **_rank_field(self.hierarchy)}
-        fields |= {"n": str(self.n), "noise_variance": format(self.noise_variance, ".12g")}
+        fields = hierarchy_fields(self.hierarchy) | {"n": str(self.n), "noise_variance": format(self.noise_variance, ".12g")}
         optional = {"latent": "gaussian", "sampling": "wishart", "loadings": ""}
         fields |= {name: getattr(self, name) for name, default in optional.items() if getattr(self, name) != default}
-        return ",".join(f"{name}={value}" for name, value in fields.items())
+        return join_fields(fields)
 
     @property
     def name(self) -> str:
         """`key=value` in a fixed order, defaults left out; beyond 120 characters cut and completed by its crc32."""
-        name = self.draw_name + (f",fitted={self.fitted}" if self.fitted != "true" else "")
-        if len(name) <= NAME_LENGTH:
-            return name
-        return f"{name[: NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
+        return shorten(self.draw_name + (f",fitted={self.fitted}" if self.fitted != "true" else ""))
 
     @property
     def draw_checksum(self) -> int:
@@ -66,19 +62,15 @@ class Cell:
 
     def columns(self) -> dict[str, str | int | float]:
         """The cell's columns of a tidy table."""
-        ranks = {rank for _, rank in self.hierarchy.ranks}
         return {
             "cell": self.name,
             "n": self.n,
             "noise_variance": self.noise_variance,
-            "rank": ranks.pop() if len(ranks) == 1 else -1,
             "latent": self.latent,
             "sampling": self.sampling,
             "loadings": self.loadings,
             "fitted": self.fitted,
-            "dims": "x".join(map(str, self.hierarchy.dims)),
-            "structures": ",".join(map(structure_name, self.hierarchy.structures)),
-            "ranks": ",".join(str(rank) for _, rank in self.hierarchy.ranks),
+            **hierarchy_columns(self.hierarchy),
         }
 
 
@@ -87,11 +79,35 @@ def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{argument}: unknown {value!r}; expected one of {', '.join(choices)}")
 
 
-def _rank_field(hierarchy: Hierarchy) -> dict[str, str]:
-    ranks = {rank for _, rank in hierarchy.ranks}
+def hierarchy_fields(hierarchy: Hierarchy) -> dict[str, str]:
+    """What a cell's name says of its hierarchy."""
+    dims, ranks = {"dims": "x".join(map(str, hierarchy.dims))}, {rank for _, rank in hierarchy.ranks}
     if len(ranks) == 1 and hierarchy.structures == full_lattice(hierarchy.n_modalities):
-        return {"rank": str(ranks.pop())}
-    return {"ranks": "+".join(f"{structure_name(s)}r{rank}" for s, rank in hierarchy.ranks)}
+        return dims | {"rank": str(ranks.pop())}
+    return dims | {"ranks": "+".join(f"{structure_name(s)}r{rank}" for s, rank in hierarchy.ranks)}
+
+
+def hierarchy_columns(hierarchy: Hierarchy) -> dict[str, str | int]:
+    """What a tidy table says of it; `rank` is −1 where ranks differ."""
+    ranks = [rank for _, rank in hierarchy.ranks]
+    return {
+        "rank": ranks[0] if len(set(ranks)) == 1 else -1,
+        "dims": "x".join(map(str, hierarchy.dims)),
+        "structures": ",".join(map(structure_name, hierarchy.structures)),
+        "ranks": ",".join(map(str, ranks)),
+    }
+
+
+def join_fields(fields: dict[str, str]) -> str:
+    """`key=value` pairs as one name."""
+    return ",".join(f"{name}={value}" for name, value in fields.items())
+
+
+def shorten(name: str) -> str:
+    """The name, or beyond 120 characters its beginning and its crc32."""
+    if len(name) <= NAME_LENGTH:
+        return name
+    return f"{name[: NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
 
 
 def fitted_hierarchy(hierarchy: Hierarchy, variant: str) -> Hierarchy:

@@ -1,17 +1,152 @@
-"""What the command lines of studies share: presets that single options override, and one-line errors that name the argument."""
+"""What the command lines of studies share: options, presets that single options override, plans that are checked before anything
+is written, and one-line errors that name the argument."""
 
 import argparse
 import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+import jax
 import tyro
 
+import hcl_jax
+from hcl_jax.experiments.dry_run import format_costs, project_costs
+from hcl_jax.experiments.experiment import AnyCell, Experiment
+from hcl_jax.experiments.runtime import configure, describe
+from hcl_jax.experiments.store import Identity, OutputError, Store, read_results
+from hcl_jax.experiments.summary import format_summary, select_results, summarise
+from hcl_jax.experiments.sweep import Execution, Sweep, Task, check_methods, check_tasks, run_sweep
 from hcl_jax.structure import Hierarchy, Structure
 
 Study = TypeVar("Study")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """The options of every study that sweeps a grid."""
+
+    preset: str = "default"
+    """Where the other options start."""
+    dims: Annotated[tuple[tuple[int, ...], ...], tyro.conf.UseAppendAction] = ()
+    """Features of each modality. May be given several times, for several settings. Default: those of the preset."""
+    rank: int | None = 5
+    """Rank of each structure for which --structures gives none."""
+    structures: tuple[str, ...] = ()
+    """Structures as modalities and rank: 123:5 12:3 1 (1.10:2 where modalities exceed 9). None given: every subset."""
+    noise_variance: tuple[float, ...] = (1.0,)
+    """Noise variances, one setting each."""
+    n_grid: tuple[int, ...] = ()
+    """Numbers of samples."""
+    replicates: int = 20
+    """Independent draws of each cell, numbered from 0: raising it later adds to what is there."""
+    methods: tuple[str, ...] = ()
+    """What to compute, by name."""
+    seed: int = 0
+    """Root of all random numbers."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Precision of all computations."""
+    output: Path = Path("results")
+    """Folder of the results. It holds one seed and one dtype."""
+    metric: str = ""
+    """Metric of the table at the end; all metrics are stored."""
+    dry_run: bool = False
+    """Time one replicate of each program, print what is left to compute and its projected time and memory, write nothing."""
+    batched: bool = False
+    """Replicates side by side in one program: always so on accelerators. Else one after the other, reproducible bit for bit."""
+    devices: int | None = None
+    """Host devices on a CPU, over which replicates are spread. Default: the cores; with --batched one."""
+    memory_gib: float = 4.0
+    """Budget for the draws that are held at a time."""
+    progress: bool = True
+    """Show the progress bar."""
+
+
+def check_options(study: SweepOptions, known_methods: Sequence[str]) -> None:
+    """Raise `ValueError`, naming the argument, for what the cells and methods do not check themselves."""
+    check_methods(study.methods, known_methods)
+    positive = ("replicates", "memory_gib", *(("devices",) if study.devices is not None else ()))
+    for name in positive:
+        if not getattr(study, name) > 0:
+            raise ValueError(f"{name}: is {getattr(study, name)}; expected a positive number")
+    if not 0 <= study.seed < 2**32:
+        raise ValueError(f"seed: is {study.seed}; expected an integer from 0 to 2^32 - 1")
+    if study.rank is not None and study.rank < 1:
+        raise ValueError(f"rank: is {study.rank}; expected a positive integer")
+    check_list("methods", study.methods)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will do: all that is checked before anything is written."""
+
+    study: SweepOptions
+    sweep: Sweep
+    store: Store
+    execution: Execution
+    tasks: list[Task]
+    before_writing: Callable[[], None]
+
+
+def configure_for(study: SweepOptions) -> int:
+    """Set JAX up as the options ask; returns how many devices to use."""
+    return configure(study.dtype, study.devices, study.batched)
+
+
+def make_plan(
+    study: SweepOptions,
+    experiment: Experiment,
+    cells: Sequence[AnyCell],
+    devices: int,
+    before_writing: Callable[[], None] = lambda: None,
+) -> Plan:
+    """Raises `ValueError` or `OutputError`, in one line that names the argument, for whatever is wrong."""
+    store = Store(study.output, Identity(experiment.study, study.seed, study.dtype, hcl_jax.__version__))
+    sweep = Sweep(experiment, tuple(cells), study.methods, study.replicates, study.seed, study.dtype)
+    batched = study.batched or jax.default_backend() != "cpu"
+    execution, tasks = Execution(batched, study.memory_gib, study.progress, devices), sweep.tasks(store)
+    check_tasks(sweep, tasks, execution)
+    return Plan(study, sweep, store, execution, tasks, before_writing)
+
+
+def run_plan(plan: Plan, command: Sequence[str]) -> None:
+    """Compute what is missing, and print the summary. Raises `OutputError` when OUTPUT cannot be written."""
+    study, sweep, tasks = plan.study, plan.sweep, plan.tasks
+    if study.dry_run:
+        print(format_costs(project_costs(sweep, tasks, plan.execution)) if tasks else "nothing left to compute")
+        return
+    if tasks:
+        plan.before_writing()
+    record = {"config": dataclasses.asdict(study), "command": list(command), **describe()}
+    report = run_sweep(sweep, tasks, plan.store, plan.execution, record)
+    print(f"computed {report.n_parts} parts in {report.seconds:.1f} s, {report.n_compilations} programs compiled\n")
+    table = select_results(read_results(study.output), sweep.cells, study.methods, study.replicates)
+    print(format_summary(summarise(table, study.metric), study.metric))
+
+
+def run_command(
+    program: str, options: type, plan: Callable[[Sequence[str]], Plan], arguments: Sequence[str] | None = None
+) -> int:
+    """A study's command line; returns the exit code: 2, after one line that names the argument, on bad input."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        made = plan(arguments)
+    except (ValueError, OutputError) as error:
+        return _refuse(program, options, error)
+    try:
+        run_plan(made, [program, *arguments])
+    except OutputError as error:
+        return _refuse(program, options, error)
+    return 0
+
+
+def _refuse(program: str, options: type, error: Exception) -> int:
+    print(f"{program}: error: {error_line(options, error)}", file=sys.stderr)
+    return 2
 
 
 def peek(arguments: Sequence[str], *names: str) -> dict[str, str | None]:
@@ -68,7 +203,7 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
     '123:1,12:2'
     """
     if structures:
-        named = [_parse_structure(text, rank) for text in structures]
+        named = [parse_structure(text, rank) for text in structures]
         check_list("structures", ["".join(map(str, s)) for s, _ in named])
         try:
             return Hierarchy(dims, dict(named))
@@ -79,7 +214,7 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
     return Hierarchy.full(dims, rank)
 
 
-def _parse_structure(text: str, rank: int | None) -> tuple[Structure, int]:
+def parse_structure(text: str, rank: int | None) -> tuple[Structure, int]:
     modalities, _, own = text.partition(":")
     try:
         members = tuple(sorted(int(m) for m in (modalities.split(".") if "." in modalities else modalities)))
