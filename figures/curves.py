@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from style import LIMIT, log_axes, method_style, ordered
 
 SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
-DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true"}
+DOWNSTREAM_SETTING = ("dims", "structures", "ranks", "noise_variance", "response_noise_variance", "support")
+DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
+DEFAULTS |= {"response_noise_variance": 0.1}
 
 
 def error_curves(table: pl.DataFrame, by: tuple[str, ...] = ("n",)) -> pl.DataFrame:
@@ -66,47 +68,50 @@ def loglog_slope(n: np.ndarray, mean: np.ndarray, sem: np.ndarray) -> tuple[floa
     return float(np.sum(weights * centred * y) / scale), float(scale**-0.5) if known else float("nan")
 
 
-def slope_label(curve: pl.DataFrame) -> str:
+def slope_label(curve: pl.DataFrame, x: str = "n") -> str:
     """`−0.50 ± 0.01`, or nothing where there is no line to fit."""
-    if curve["n"].n_unique() < 2:
+    if curve[x].n_unique() < 2:
         return ""
-    slope, sem = loglog_slope(*(curve[name].cast(pl.Float64).to_numpy() for name in ("n", "mean", "sem")))
+    slope, sem = loglog_slope(*(curve[name].cast(pl.Float64).to_numpy() for name in (x, "mean", "sem")))
     spread = f" ± {sem:.{2 if sem >= 0.005 else 3}f}" if np.isfinite(sem) else ""
     return f"{slope:.{2 if not sem < 0.005 else 3}f}{spread}".replace("-", "−")
 
 
-def draw_curves(axes: Axes, curves: pl.DataFrame, slopes: bool = False) -> None:
-    """One line a method with its error bars, on log axes; with the fitted slopes in the labels if asked."""
+def draw_curves(axes: Axes, curves: pl.DataFrame, slopes: bool = False, x: str = "n") -> None:
+    """One line a method with its error bars, against `x` on log axes; with the fitted slopes in the labels if asked."""
     positive = curves.filter(pl.col("mean") > 0)
     for method in ordered(positive["method"]):
-        curve, style = positive.filter(pl.col("method") == method).sort("n"), method_style(method)
-        slope = slope_label(curve) if slopes else ""
+        curve, style = positive.filter(pl.col("method") == method).sort(x), method_style(method)
+        slope = slope_label(curve, x) if slopes else ""
         axes.errorbar(
-            curve["n"].to_numpy(),
+            curve[x].to_numpy(),
             curve["mean"].to_numpy(),
             yerr=None if method == LIMIT else curve["sem"].fill_null(0).to_numpy(),
             label=f"{style.label}  {slope}" if slope else style.label,
             color=style.colour,
             marker=style.marker,
             linestyle=style.line,
-            zorder=3 if method == LIMIT else 2,
+            zorder=3 if style.marker == "" else 2,
         )
     if len(positive):
-        log_axes(axes, curves["n"].to_list())
+        log_axes(axes, curves[x].to_list())
 
 
-def settings(table: pl.DataFrame) -> list[tuple[dict, pl.DataFrame]]:
+def settings(table: pl.DataFrame, columns: tuple[str, ...] = SETTING) -> list[tuple[dict, pl.DataFrame]]:
     """The table by setting (all of the cell but n), in its own order."""
-    groups = table.group_by(*SETTING, maintain_order=True)
-    return [(dict(zip(SETTING, key, strict=True)), group) for key, group in groups]
+    groups = table.group_by(*columns, maintain_order=True)
+    return [(dict(zip(columns, key, strict=True)), group) for key, group in groups]
 
 
 def setting_title(setting: dict) -> str:
     """What a panel shows: dimensions, ranks and noise, and whatever is not at its default."""
     dims = setting["dims"].replace("x", ", ")
     parts = [f"dims ({dims}), {_ranks(setting)}, $\\sigma^2$ = {setting['noise_variance']:g}"]
-    other = [f"{name} {setting[name]}" for name, default in DEFAULTS.items() if setting[name] != default]
-    return "\n".join(parts + other)
+    return "\n".join(parts + [f"{name.replace('_', ' ')} {value}" for name, value in _not_default(setting).items()])
+
+
+def _not_default(setting: dict) -> dict:
+    return {name: setting[name] for name, default in DEFAULTS.items() if setting.get(name, default) != default}
 
 
 def _ranks(setting: dict) -> str:
@@ -119,7 +124,7 @@ def _ranks(setting: dict) -> str:
 
 def setting_slug(setting: dict) -> str:
     """A file name's part for a setting."""
-    other = [str(setting[name]) for name, default in DEFAULTS.items() if setting[name] != default]
+    other = [str(value) for value in _not_default(setting).values()]
     ranks = _ranks(setting).replace("ranks ", "").replace("rank ", "rank").replace(" ", "-").replace(":", "r")
     return "_".join([setting["dims"], ranks, f"noise{setting['noise_variance']:g}", *other])
 

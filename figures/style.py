@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,7 +22,8 @@ class MethodStyle:
     label: str
     colour: str
     marker: str = ""
-    line: str = "-"
+    line: Any = "-"
+    """A line style of matplotlib."""
 
 
 # Paul Tol's muted scheme, which colour-blind readers can tell apart, with greys for the methods that know no hierarchy
@@ -37,8 +39,32 @@ METHODS = {
     "naive-svd-denoised": MethodStyle("Naive SVD, denoised", "#555555", "^", "-."),
     "naive-svd": MethodStyle("Naive SVD", "#AAAAAA", "v", "-."),
     LIMIT: MethodStyle("Cramér–Rao (unbiased)", "#000000", "", "--"),
-    "bayes": MethodStyle("Bayes limit", "#000000", "", "--"),
+    # those of Section 4.2: Paul Tol's bright scheme, dash-dotted
+    "jive": MethodStyle("JIVE", "#4477AA", "1", "-."),
+    "ajive": MethodStyle("AJIVE", "#66CCEE", "2", "-."),
+    "slide": MethodStyle("SLIDE", "#228833", "h", "-."),
+    "sjive": MethodStyle("sJIVE", "#CCBB44", "3", "-."),
+    "mmfl": MethodStyle("MMFL", "#EE6677", "d", "-."),
+    "hnn": MethodStyle("HNN", "#AA3377", "p", "-."),
+    "raw": MethodStyle("features", "#777777", "|", ":"),
+    "bayes": MethodStyle("Bayes limit", "#000000", "", (0, (5, 1))),
 }
+REGRESSIONS = {
+    "posterior": ("", None),
+    "posterior-ridge": ("ridge on posterior means", (0, (4, 1))),
+    "posterior-evidence": ("evidence", (0, (1, 1))),
+    "posterior-group": ("group lasso on posterior means", "--"),
+    "posterior-group-adaptive": ("adaptive group lasso on posterior means", (0, (3, 1, 1, 1))),
+    "posterior-relevance": ("relevance by structure", (0, (1, 2))),
+    "least-squares": ("least-squares scores", ":"),
+    "debiased": ("debiased", "-."),
+    "debiased-group": ("debiased group lasso", "--"),
+    "debiased-group-one-se": ("debiased group lasso, one SE", (0, (3, 1, 1, 1))),
+    "debiased-group-adaptive": ("debiased adaptive group lasso", (0, (6, 2))),
+    "ridge": ("", None),
+    "own": ("own prediction", ":"),
+}
+"""Of REPRESENTATION+REGRESSION: what a label adds, and the line that takes the place of the representation's."""
 
 METRICS = {
     "gram_frobenius": r"$\|\hat\Lambda\hat\Lambda^\top - \Lambda\Lambda^\top\|_F$",
@@ -51,6 +77,13 @@ METRICS = {
     "block_spectral": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_2$",
     "block_frobenius": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_F$",
     "block_two_to_infinity": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_{2\to\infty}$",
+    "rmse": "RMSE",
+    "smape": "SMAPE, per cent",
+    "r_squared": "$R^2$",
+    "bayes_excess": r"$E(y - \hat y)^2 - \mathrm{Var}(y|x)$",
+    "beta_error": r"$(\sum_s \|O_s^\top\hat\beta_s - \beta_s\|^2)^{1/2}$",
+    "structure_beta_error": r"$\|O_s^\top\hat\beta_s - \beta_s\|$",
+    "selected": "share of replicates that select the structure",
 }
 
 # For `@mpl.rc_context(PRINT)` on whatever draws or saves
@@ -79,14 +112,34 @@ PRINT = {
 
 
 def method_style(method: str) -> MethodStyle:
-    """The method's style; an unknown method is drawn in black under its own name."""
-    return METHODS.get(method, MethodStyle(method, "#000000", "."))
+    """The method's style; an unknown method is drawn in black under its own name.
+
+    Of REPRESENTATION+REGRESSION the representation says the colour and the marker, and the regression the line. A rank rule, such
+    as in jive-bic, is named in the label.
+    """
+    representation, _, regression = method.partition("+")
+    known = representation if representation in METHODS else representation.partition("-")[0]
+    if known not in METHODS:
+        return MethodStyle(method, "#000000", ".")
+    style, (addition, line) = METHODS[known], REGRESSIONS.get(regression, (regression, None))
+    rule = representation.removeprefix(known).strip("-")
+    return MethodStyle(", ".join(filter(None, [style.label, rule, addition])), style.colour, style.marker, line or style.line)
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
     """Methods in the order of every legend, unknown ones last."""
-    known = list(METHODS)
-    return sorted(set(methods), key=lambda method: (known.index(method) if method in known else len(known), method))
+    known, regressions = list(METHODS), list(REGRESSIONS)
+
+    def place(method: str) -> tuple[int, int, str]:
+        representation, _, regression = method.partition("+")
+        first = representation if representation in known else representation.partition("-")[0]
+        return (
+            known.index(first) if first in known else len(known),
+            regressions.index(regression) if regression in regressions else -1,
+            method,
+        )
+
+    return sorted(set(methods), key=place)
 
 
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:

@@ -214,7 +214,7 @@ def known_methods() -> tuple[str, ...]:
     return (*hcl, *others, *own, LIMIT)
 
 
-def hcl_outcome(regression: str, fit: Estimate, drawn: Drawn) -> Outcome:
+def estimate_outcome(regression: str, fit: Estimate, drawn: Drawn) -> Outcome:
     """All metrics of a regression on the scores of estimated loadings."""
     score_map, result = HCL_REGRESSIONS[regression](fit, drawn)
     outcome = prediction_errors(score_map @ result.coefficients, result.intercept, drawn.truth)
@@ -259,9 +259,9 @@ def baseline_program(name: str, hierarchy: Hierarchy, n: int, batched: bool) -> 
 
 
 @lru_cache
-def outcome_program(regression: str, hcl: bool, batched: bool) -> Callable[..., Outcome]:
+def outcome_program(regression: str, estimated: bool, batched: bool) -> Callable[..., Outcome]:
     """(None, (fits, draws), counts) -> the outcomes of all replicates. One program serves all representations of a kind."""
-    outcome = hcl_outcome if hcl else score_outcome
+    outcome = estimate_outcome if estimated else score_outcome
     return spread(lambda _, item: outcome(regression, *item), batched)
 
 
@@ -301,14 +301,14 @@ class Downstream:
         representation, regression = split_method(method)
         if representation == RAW:
             return (Stage(method, outcome_program(regression, False, batched), lambda drawn, _: (None, drawn)),)
-        hcl = representation in ESTIMATORS
-        if hcl:
+        estimated = representation in ESTIMATORS
+        if estimated:
             program = estimate_program(representation, cell.hierarchy, batched)
             first = Stage(representation, program, lambda drawn, _: drawn.covariance)
         else:
             fit = baseline_program(representation, cell.hierarchy, cell.n, batched)
             first = Stage(representation, fit, lambda drawn, _: drawn)
-        last = Stage(f"(+{regression})", outcome_program(regression, hcl, batched), lambda drawn, fits: (fits, drawn))
+        last = Stage(f"(+{regression})", outcome_program(regression, estimated, batched), lambda drawn, fits: (fits, drawn))
         return first, last
 
     def structures(self, cell: DownstreamCell, method: str) -> tuple[Structure, ...]:

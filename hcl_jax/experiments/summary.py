@@ -7,7 +7,8 @@ import polars as pl
 from hcl_jax.experiments.experiment import AnyCell
 from hcl_jax.experiments.tidy import RESULT_COLUMNS
 
-LIMITS_SHOWN = ("cramer-rao", "bayes")
+LIMITS_SHOWN = {"cramer-rao": "root_mean_square", "bayes": "mean"}
+"""How a limit is averaged: the square of an error is what the Cramér–Rao bound bounds."""
 _NOT_SETTING = {"study", "cell", "n", "rank", *RESULT_COLUMNS}
 _DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
 _SUMMARY_COLUMNS = ("mean", "sem", "limit", "ratio", "replicates", "non_finite", "out_of_steps")
@@ -37,7 +38,9 @@ def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFra
         (pl.col("status") == 2).sum().alias("non_finite"),
         (pl.col("status") == 1).sum().alias("out_of_steps"),
     )
-    limits = summary.filter(pl.col("method").is_in(LIMITS_SHOWN)).select(*setting, "n", pl.col("root_mean_square").alias("limit"))
+    squared = pl.col("method").replace_strict(LIMITS_SHOWN, default="") == "root_mean_square"
+    limit = pl.when(squared).then("root_mean_square").otherwise("mean").alias("limit")
+    limits = summary.filter(pl.col("method").is_in(list(LIMITS_SHOWN))).select(*setting, "n", limit)
     joined = summary.join(limits, on=[*setting, "n"], how="left", maintain_order="left")
     return joined.with_columns((pl.col("mean") / pl.col("limit")).alias("ratio")).drop("root_mean_square")
 

@@ -1,0 +1,140 @@
+"""Figures of the downstream study: prediction and its coefficients, beside the Bayes limit, from the tables of a sweep.
+
+    python figures/downstream.py results/downstream
+
+draws figures/out/downstream_prediction_n.{pdf,png} (the paper's Figure 5), and, where several m were run, downstream_prediction_m
+and downstream_coefficients_m (supplement S5.2) and downstream_selection. Several folders may be given, of one study each.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, legend_above, setting_title, settings
+from hcl_jax.experiments import OutputError, read_results
+from style import METRICS, PRINT, method_style, ordered, panels, save
+
+AXES = {"n": "rows for the representation, n", "m": "labelled rows, m"}
+COEFFICIENT_METRICS = ("beta_error", "bayes_excess")
+PREDICTION_METRICS = ("rmse", "smape", "bayes_excess")
+
+
+@mpl.rc_context(PRINT)
+def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: bool = False) -> Figure:
+    """Metrics against n or m: a row a metric, a column a setting."""
+    other = "m" if x == "n" else "n"
+    groups = settings(table, (*DOWNSTREAM_SETTING, other))
+    figure, axes = panels(len(metrics), len(groups), 4.2, 2.7)
+    for row, metric in zip(axes, metrics, strict=True):
+        for panel, (setting, group) in zip(row, groups, strict=True):
+            rows = group.filter(pl.col("metric") == metric)
+            rows = rows.filter(pl.col("method") != "bayes") if metric == "bayes_excess" else rows
+            draw_curves(panel, error_curves(rows, by=(x,)), slopes=slopes, x=x)
+            panel.set(title=f"{setting_title(setting)}\n{other} = {setting[other]:,}", xlabel=AXES[x], ylabel=METRICS[metric])
+            if metric in ("rmse", "smape"):
+                panel.set_ylim(top=_worth_showing(rows))
+            if slopes:
+                panel.legend(title="method, slope ± standard error", title_fontsize=6.5, fontsize=5.5)
+    if not slopes:
+        legend_above(figure, _fullest(axes))
+    annotate(figure, table)
+    return figure
+
+
+def _worth_showing(rows: pl.DataFrame) -> float | None:
+    """An upper end of the axis that a few methods far off do not decide: a quarter above the median at the smallest size."""
+    means = rows.group_by("method", "n", "m").agg(pl.col("value").mean())["value"]
+    limit = rows.filter(pl.col("method") == "bayes")["value"].mean()
+    values = means.filter(means.is_finite()).to_numpy()
+    top = float(np.max(values))
+    return min(top * 1.05, float(limit) * 2.5) if isinstance(limit, float) else top * 1.05
+
+
+def _fullest(axes: list[list[Axes]]) -> Axes:
+    return max((panel for row in axes for panel in row), key=lambda panel: len(panel.get_legend_handles_labels()[0]))
+
+
+@mpl.rc_context(PRINT)
+def fig_selection(table: pl.DataFrame) -> Figure:
+    """How often each method selects each structure, at every m: a panel a method. True structures are in bold."""
+    rows = table.filter((pl.col("metric") == "selected") & (pl.col("n") == table["n"].max()))
+    methods = [method for method in ordered(rows["method"]) if rows.filter(pl.col("method") == method)["value"].mean() < 1]
+    columns = min(3, len(methods))
+    figure, axes = panels(math.ceil(len(methods) / columns), columns, 2.9, 2.2)
+    flat = [panel for row in axes for panel in row]
+    support = rows["support"][0].split("+")
+    for panel, method in zip(flat, methods, strict=False):
+        shares = rows.filter(pl.col("method") == method).group_by("structure", "m").agg(pl.col("value").mean())
+        names, sizes = rows["structure"].unique(maintain_order=True).to_list(), sorted(shares["m"].unique())
+        grid = np.array([[_share(shares, name, m) for m in sizes] for name in names])
+        image = panel.imshow(grid, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        panel.set_title(method_style(method).label)
+        panel.set_xticks(range(len(sizes)), [f"{m:,}" for m in sizes], rotation=45)
+        panel.set_yticks(range(len(names)), names)
+        for label, name in zip(panel.get_yticklabels(), names, strict=True):
+            label.set_fontweight("bold" if name in support else "normal")
+        panel.set(xlabel=AXES["m"], ylabel="structure")
+        panel.grid(visible=False)
+    for spare in flat[len(methods) :]:
+        spare.set_axis_off()
+    figure.colorbar(image, ax=flat, shrink=0.6, label=METRICS["selected"])
+    annotate(figure, rows, note=" Structures with coefficients are in bold.")
+    return figure
+
+
+def _share(shares: pl.DataFrame, structure: str, m: int) -> float:
+    return float(shares.filter((pl.col("structure") == structure) & (pl.col("m") == m))["value"][0])
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw the figures of the downstream study."""
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders that simulations/downstream.py has written; their rows are put together."""
+    folder: Path = Path(__file__).parent / "out"
+    """Where the figures go."""
+    formats: tuple[str, ...] = ("pdf", "png")
+    """File formats."""
+
+
+def figures(table: pl.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Every figure that the table can be drawn as, by name."""
+    by_n = table.filter(pl.col("n").n_unique().over(*DOWNSTREAM_SETTING, "m") > 1)
+    by_m = table.filter(pl.col("m").n_unique().over(*DOWNSTREAM_SETTING, "n") > 1)
+    if len(by_n):
+        yield "downstream_prediction_n", fig_against(by_n, "n", PREDICTION_METRICS)
+    if len(by_m):
+        yield "downstream_prediction_m", fig_against(by_m, "m", PREDICTION_METRICS)
+        if (by_m["metric"] == "beta_error").any():
+            estimated = by_m.filter(~pl.col("method").is_in(["bayes", "raw+ridge"]))
+            yield "downstream_coefficients_m", fig_against(estimated, "m", COEFFICIENT_METRICS, slopes=True)
+            if (by_m["support"] != "").any():
+                yield "downstream_selection", fig_selection(by_m.filter(pl.col("support") != ""))
+
+
+def main(arguments: Arguments) -> None:
+    """Draw and save, and say where."""
+    table = pl.concat([read_results(folder) for folder in arguments.results]).unique(
+        ["cell", "method", "metric", "structure", "modality", "replicate"], keep="first", maintain_order=True
+    )
+    mpl.use("agg")
+    for name, figure in figures(table):
+        print(*save(figure, arguments.folder, name, arguments.formats), sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except (OutputError, ValueError) as error:
+        sys.exit(f"downstream.py: error: {error}")
