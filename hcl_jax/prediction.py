@@ -403,7 +403,8 @@ def softmax_regression(
 
     The penalty is chosen by the log loss of folds shuffled by `key`, along a warm-started path. Accelerated steps under the bound
     of Böhning (1992) on the curvature, ½ZᵀZ/n; for ridge in the principal axes of the scores, where that bound is diagonal.
-    Raises `ValueError` for labels of the wrong type or range, a single class, fewer rows than folds, or scores that are not finite.
+    Raises `ValueError` for labels of the wrong type or range, a single class, fewer rows than folds, or scores that are not
+    finite.
     """
     check_classes(scores, labels, n_classes, n_folds)
     n, dtype = scores.shape[0], scores.dtype
