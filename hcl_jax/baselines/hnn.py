@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from hcl_jax.baselines.linear import LinearFit, least_squares_map, stack_views, view_norms
 from hcl_jax.estimators.estimate import default_tolerance
+from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy, Structure, full_lattice
 
 RANK_TOLERANCE = 1e-3  # singular values of standardised views below this are zero
@@ -35,7 +36,7 @@ class HNNConfig:
     """How the penalty of a size is shared by the structures of that size."""
     ranks: str = "given"
     """`given`: every structure gets the hierarchy's rank, where the signal has as many dimensions; `angle`: at most that many
-    (or `width`), of directions that all its views hold up to `angle`."""
+    (or `width`), of directions that all its views hold up to `angle`. Either takes these first, the strongest first."""
     angle: float = 0.1
     """A direction is held by all views of a structure if its mean squared cosine with their column spaces exceeds 1 − angle."""
     width: int | None = None
@@ -433,27 +434,44 @@ def bi_cross_validate(
 
 
 def structure_scores(
-    bases: Sequence[Float[Array, "q _w"]], widths: Sequence[tuple[Structure, int]], least: float
+    bases: Sequence[Float[Array, "q _w"]],
+    parts: Sequence[Float[Array, "q _p"]],
+    widths: Sequence[tuple[Structure, int]],
+    angle: float,
+    given: bool,
 ) -> tuple[Float[Array, "q R"], Bool[Array, " R"]]:
     """(Q, which columns are in use): directions common to the views of each structure, larger structures first.
 
-    Of a structure A: the top eigenvectors, with eigenvalues above `least`, of N (1/|A|) Σ_{d∈A} P_d P_dᵀ N, where N takes off
-    the directions found for the structures that contain A. An eigenvalue is the mean squared cosine of its direction with the
-    column spaces of the views, 1 for a common one. Columns of a structure are orthonormal, and orthogonal to those of
-    the structures above it; unused ones are 0.
+    `bases` P_d span the column spaces of the views' signals, `parts` are the signals. Of a structure A, in the complement of
+    the directions found for the structures that contain A: the eigenvectors of (1/|A|) Σ_{d∈A} P_d P_dᵀ, whose eigenvalues are
+    mean squared cosines with the column spaces. All above 1 − `angle` are common to the views, and ordered by how strong they
+    are in every one: by the parallel sum (Σ_d E_d⁻¹)⁻¹ of the views' Gram matrices E_d among them. Then come the others, down to
+    nothing if the ranks are `given`, or else not at all. Columns of a structure are orthonormal, and orthogonal to those of the
+    structures above it; unused ones are 0.
     """
+    eye = jnp.eye(bases[0].shape[0], dtype=bases[0].dtype)
     found: dict[Structure, Float[Array, "q _r"]] = {}
     used = []
     for structure, width in widths:
-        stacked = jnp.concatenate([bases[m - 1] for m in structure], axis=1) / np.sqrt(len(structure))
         above = [Q for other, Q in found.items() if set(other) > set(structure)]
+        rest = eye
         if above:
             taken = jnp.concatenate(above, axis=1)
-            stacked = stacked - least_squares_map(taken) @ (taken.T @ stacked)
-        values, vectors = jnp.linalg.eigh(stacked @ stacked.T)
-        values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
-        kept = values > least
-        found[structure] = jnp.where(kept[None, :], vectors, 0)
+            rest = eye - least_squares_map(taken) @ taken.T
+        stacked = rest @ jnp.concatenate([bases[m - 1] for m in structure], axis=1) / np.sqrt(len(structure))
+        cosines, vectors = jnp.linalg.eigh(stacked @ stacked.T)
+        common = cosines > 1 - angle
+        within = jnp.where(common[None, :], vectors, 0)
+        inverses = []
+        for m in structure:
+            part = within.T @ parts[m - 1]
+            inverses.append(spd_inverse(part @ part.T + RANK_TOLERANCE**2 * eye)[0])
+        strength, _ = spd_inverse(sum(inverses[1:], start=inverses[0]))
+        inner = jnp.where(common[:, None] & common[None, :], strength + 2 * eye, 0)
+        order, turn = jnp.linalg.eigh(inner + jnp.diag(jnp.where(common, 0, cosines)))
+        order, chosen = order[::-1][:width], (vectors @ turn)[:, ::-1][:, :width]
+        kept = order > (RANK_TOLERANCE if given else 1)
+        found[structure] = jnp.where(kept[None, :], chosen, 0)
         used.append(kept)
     return jnp.concatenate(list(found.values()), axis=1), jnp.concatenate(used)
 
@@ -484,7 +502,7 @@ def fit(
     n_modalities = hierarchy.n_modalities
     if n_modalities < 2:
         raise ValueError(f"hierarchy: has {n_modalities} modality; expected two or more")
-    if not isinstance(X, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(X))):
+    if not isinstance(X, jax.core.Tracer) and not bool(jnp.isfinite(X).all()):
         raise ValueError("views: hold NaN or infinite entries; expected finite numbers")
     if config.penalties is None and key is None:
         raise ValueError("key: is None; expected a random key, as bi-cross-validation chooses the penalties")
@@ -527,14 +545,12 @@ def fit(
     penalties = _by_structure(levels, weights)
     found = penalised_signal(narrow, penalties, narrow_dims, tolerance=tolerance, max_steps=config.max_steps)
     bases, _ = refit_bases(found.signal, narrow_dims)
-    least = 1 - config.angle if config.ranks == "angle" else 1e-6
-    scores, used = structure_scores(bases, widths, least)
+    refitted = [P @ (P.T @ part) for P, part in zip(bases, _split(compressed, hierarchy.dims), strict=True)]
+    scores, used = structure_scores(bases, refitted, widths, config.angle, config.ranks == "given")
 
-    by_view, blocks = _split(compressed, hierarchy.dims), []
     held = np.array([[m in s for s, rank in widths for _ in range(rank)] for m in hierarchy.modalities])
-    for P, part, seen in zip(bases, by_view, held, strict=True):
-        own = jnp.where(seen[None, :], scores, 0)
-        blocks.append(part.T @ (P @ (P.T @ least_squares_map(own))))
+    owns = [jnp.where(seen[None, :], scores, 0) for seen in held]
+    blocks = [part.T @ least_squares_map(own) for part, own in zip(refitted, owns, strict=True)]
     root = np.sqrt(n)
     membership = jnp.asarray(held) & used[None, :]
     loadings = jnp.where(jnp.repeat(membership, np.array(hierarchy.dims), axis=0), jnp.concatenate(blocks, axis=0) / root, 0)
