@@ -52,7 +52,7 @@ BASELINE_METHODS = (
     *(f"{name}+ridge" for name in ("jive", "ajive", "slide", "sjive", "mmfl", "hnn")),
     *("sjive+own", "mmfl+own"),
 )
-SELECTED_METHODS = tuple(f"{name}+ridge" for name in ("jive-permutation", "jive-bic", "ajive-selected", "slide-bcv", "hnn-bcv"))
+SELECTED_METHODS = tuple(f"{name}+ridge" for name in ("jive-permutation", "jive-bic", "ajive-selected", "slide-bcv", "hnn-angle"))
 COEFFICIENT_METHODS = tuple(f"hcl-ml+{regression}" for regression in HCL_REGRESSIONS)
 
 

@@ -1,0 +1,488 @@
+"""sJIVE: joint and individual parts of several views that also explain a response (Palzer et al., 2022)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from hcl_jax.baselines.linear import LinearFit, least_squares_map, stack_views
+from hcl_jax.estimators.estimate import default_tolerance
+from hcl_jax.structure import Hierarchy
+
+MEMORY = 6  # differences that the extrapolation combines
+GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
+
+
+@dataclass(frozen=True)
+class SJiveConfig:
+    """Options of `fit`.
+
+    eta: the weight of the views against the response, between 0 and 1; None: of `etas` the one of least squared error in
+        `folds`-fold cross-validation, with folds shuffled by the key (the authors' are contiguous).
+    ranks: "given", or "forward": from ranks of 0, one is added to the joint or to one individual rank, whichever lowers the
+        cross-validated squared error most, as long as it does so by more than `improvement` times the variance of the response.
+        At `eta`, or at 0.5 if that is to be chosen, afterwards.
+    joint_rank, individual_ranks: the given ranks, or the largest ones that the selection may reach (its arrays are that wide).
+        None: of the hierarchy. The joint rank is that of the structure of all views, and a view's individual rank the sum over
+        all other structures that contain it.
+    start: of the alternation. "joint", the authors': the best approximation of views and response side by side. "shared": the
+        directions that the views' leading score spaces, of r_J + r_m columns each, have most in common.
+    tolerance: of the change of the individual parts in a sweep over the norm of the data; None: 1e-7 in float64, 1e-4 in
+        float32. The authors stop at a change of the objective of 1e-3.
+    path_tolerance, path_max_steps: the same in cross-validation.
+    """
+
+    eta: float | None = None
+    etas: tuple[float, ...] = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+    folds: int = 5
+    ranks: str = "given"
+    improvement: float = 0.01
+    joint_rank: int | None = None
+    individual_ranks: tuple[int, ...] | None = None
+    start: str = "shared"
+    tolerance: float | None = None
+    max_steps: int = 2000
+    path_tolerance: float = 1e-4
+    path_max_steps: int = 200
+
+    def __post_init__(self) -> None:
+        if self.eta is not None and not 0 < self.eta < 1:
+            raise ValueError(f"eta: is {self.eta}; expected a number between 0 and 1")
+        if not self.etas or not all(0 < eta < 1 for eta in self.etas):
+            raise ValueError(f"etas: are {self.etas}; expected numbers between 0 and 1")
+        if self.folds < 2:
+            raise ValueError(f"folds: is {self.folds}; expected at least 2")
+        if self.ranks not in ("given", "forward"):
+            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given' or 'forward'")
+        if self.start not in ("joint", "shared"):
+            raise ValueError(f"start: is {self.start!r}; expected 'joint' or 'shared'")
+        if not self.improvement >= 0:
+            raise ValueError(f"improvement: is {self.improvement}; expected a non-negative number")
+        if self.joint_rank is not None and self.joint_rank < 0:
+            raise ValueError(f"joint_rank: is {self.joint_rank}; expected a non-negative integer")
+        if self.individual_ranks is not None and min(self.individual_ranks, default=0) < 0:
+            raise ValueError(f"individual_ranks: are {self.individual_ranks}; expected non-negative integers")
+        for name in ("tolerance", "path_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: is {value}; expected a positive number")
+        for name in ("max_steps", "path_max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: is {getattr(self, name)}; expected at least 1")
+
+
+class _Standardised(NamedTuple):
+    """The triangle of [Z, response] = Q core where there are more rows than columns, else [Z, response], and the constants."""
+
+    core: Float[Array, "q e"]
+    centre: Float[Array, " e"]
+    scale: Float[Array, " e"]
+
+
+class _Blocks(NamedTuple):
+    """J = V_J V_Jᵀ[Z, y] and A_m = V_m C_mᵀ, C_m's last row that of the response; weighted by the roots of η and 1 − η."""
+
+    joint: Float[Array, "q r"]
+    individual: tuple[Float[Array, "q _r"], ...]
+    individual_loadings: tuple[Float[Array, "_p _r"], ...]
+
+
+class _State(NamedTuple):
+    blocks: _Blocks
+    tracked: tuple[Float[Array, "q _k"], ...]
+    value: Float[Array, ""]
+    parts: Float[Array, "q a"]
+    """The individual parts, each with its share of the response, that the last accepted sweep gave."""
+    ahead: Float[Array, "q a"]
+    past_parts: Float[Array, "memory qa"]
+    past_moves: Float[Array, "memory qa"]
+    held: Int[Array, ""]
+    change: Float[Array, ""]
+    step: Int[Array, ""]
+
+
+def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -> _Standardised:
+    """Mean 0 and variance 1 (of n − 1) in the rows that count; constant columns become 0."""
+    n = jnp.sum(counts).astype(columns.dtype)
+    kept = jnp.where(counts[:, None], columns, 0)
+    centre = jnp.sum(kept, axis=0) / n
+    centred = jnp.where(counts[:, None], columns - centre[None, :], 0)
+    scale = jnp.sqrt(jnp.sum(centred**2, axis=0) / (n - 1))
+    floor = 10 * jnp.finfo(columns.dtype).eps * jnp.abs(centre)
+    Z = jnp.where((scale > floor)[None, :], centred / jnp.where(scale > floor, scale, 1)[None, :], 0)
+    core = jnp.linalg.qr(Z, mode="r") if Z.shape[0] > Z.shape[1] else Z
+    return _Standardised(core, centre, jnp.where(scale > floor, scale, 1))
+
+
+def _decompose(T: Float[Array, "q p"], k: int) -> Float[Array, "q k"]:
+    """The k leading left singular vectors, by the Gram matrix of the smaller side."""
+    if T.shape[0] <= T.shape[1]:
+        return jnp.linalg.eigh(T @ T.T)[1][:, ::-1][:, :k]
+    return jnp.linalg.qr(T @ jnp.linalg.eigh(T.T @ T)[1][:, ::-1][:, :k])[0]
+
+
+def _leading(T: Float[Array, "q p"], tracked: Float[Array, "q k"]) -> Float[Array, "q k"]:
+    """The leading left singular vectors: of a large matrix the best in the span of [V, TTᵀV], V those tracked from the last
+    sweep, which capture no less than V does."""
+    k = tracked.shape[1]
+    if 6 * k > min(T.shape) or k == 0:
+        return _decompose(T, k)
+    basis, _ = jnp.linalg.qr(jnp.concatenate([tracked, T @ (T.T @ tracked)], axis=1))
+    inner = T.T @ basis
+    return basis @ jnp.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, :k]
+
+
+def _truncated(vectors: Float[Array, "q k"], width: int, rank: Int[Array, ""]) -> Float[Array, "q w"]:
+    return jnp.where((jnp.arange(width) < rank)[None, :], vectors[:, :width], 0)
+
+
+class _Problem(NamedTuple):
+    """min η‖Z − J − A‖² + (1 − η)‖y − its parts‖² at given ranks, in the coordinates of `core`."""
+
+    core: Float[Array, "q e"]
+    dims: tuple[int, ...]
+    widths: tuple[int, ...]
+    ranks: Int[Array, " blocks"]
+
+    @property
+    def views(self) -> list[Float[Array, "q _p"]]:
+        return jnp.split(self.core[:, :-1], np.cumsum(self.dims)[:-1], axis=1)
+
+    def split(self, parts: Float[Array, "q a"]) -> list[Float[Array, "q _p"]]:
+        """A_m with the response's column last, one after the other."""
+        return jnp.split(parts, np.cumsum([p + 1 for p in self.dims])[:-1], axis=1)
+
+    def left_over(self, parts: Float[Array, "q a"]) -> Float[Array, "q e"]:
+        """[Z, y] − A: what the joint part is the best approximation of."""
+        blocks = self.split(parts)
+        response = sum((block[:, -1] for block in blocks), start=jnp.zeros_like(self.core[:, -1]))
+        return self.core - jnp.concatenate([*(block[:, :-1] for block in blocks), response[:, None]], axis=1)
+
+    def sweep(
+        self, parts: Float[Array, "q a"], tracked: Sequence[Float[Array, "q _k"]], joint: Float[Array, "q k"] | None = None
+    ) -> tuple[Float[Array, "q a"], tuple[Float[Array, "q _k"], ...], _Blocks, Float[Array, ""]]:
+        """(individual parts, tracked vectors, blocks, objective) after one pass over the joint part and all views.
+
+        Each step is the exact minimiser given the others, subject to V_JᵀV_m = 0, where decompositions are exact.
+        """
+        joint = _leading(self.left_over(parts), tracked[0]) if joint is None else joint
+        V_J = _truncated(joint, self.widths[0], self.ranks[0])
+        kept = [joint]
+        response = [block[:, -1] for block in self.split(parts)]
+        out, vectors, loadings = [], [], []
+        for m, Z in enumerate(self.views):
+            others = sum((b for i, b in enumerate(response) if i != m), start=jnp.zeros_like(response[0]))
+            target = jnp.concatenate([Z, (self.core[:, -1] - others)[:, None]], axis=1)
+            target = target - V_J @ (V_J.T @ target)
+            kept.append(_leading(target, tracked[m + 1]))
+            V = _truncated(kept[-1], self.widths[m + 1], self.ranks[m + 1])
+            vectors.append(V)
+            loadings.append(target.T @ V)
+            out.append(V @ loadings[-1].T)
+            response[m] = out[-1][:, -1]
+        new = jnp.concatenate(out, axis=1)
+        left = self.left_over(new)
+        value = jnp.sum((left - V_J @ (V_J.T @ left)) ** 2)
+        return new, tuple(kept), _Blocks(V_J, tuple(vectors), tuple(loadings)), value
+
+
+def _mixing(moves: Float[Array, "memory qa"], move: Float[Array, " qa"]) -> Float[Array, " memory"]:
+    """Anderson's weights: the combination of past differences of moves that is nearest to the last move."""
+    gram = moves @ moves.T
+    values, vectors = jnp.linalg.eigh(gram)
+    cut = 100 * jnp.finfo(gram.dtype).eps * jnp.maximum(values[-1], jnp.finfo(gram.dtype).tiny)
+    inverse = jnp.where(values > cut, 1 / jnp.where(values > cut, values, 1), 0)
+    return vectors @ (inverse * (vectors.T @ (moves @ move)))
+
+
+def _solve(problem: _Problem, tolerance: float, max_steps: int, start: str) -> _State:
+    """The alternation of the paper as a map of the individual parts, extrapolated by Anderson's method.
+
+    An extrapolation from which a sweep ends with a higher objective is dropped, and a plain sweep follows.
+    """
+    core, (q, e) = problem.core, problem.core.shape
+    dtype, infinite = core.dtype, jnp.array(jnp.inf, problem.core.dtype)
+    norm = jnp.maximum(jnp.linalg.norm(core), jnp.finfo(dtype).tiny)
+    shapes = [e, *(p + 1 for p in problem.dims)]
+    guards = [min(width + GUARD, q, p) if width else 0 for width, p in zip(problem.widths, shapes, strict=True)]
+
+    def step(state: _State) -> _State:
+        new, tracked, blocks, value = problem.sweep(state.ahead, state.tracked)
+        move = new - state.ahead
+        # row 0 holds the last accepted input and move; the others differences, newest first
+        parts, moves = state.ahead.ravel(), move.ravel()
+        fresh = state.held > 0
+        d_parts = jnp.where(fresh, parts - state.past_parts[0], 0)
+        d_moves = jnp.where(fresh, moves - state.past_moves[0], 0)
+        past_parts = jnp.concatenate([parts[None], d_parts[None], state.past_parts[1:-1]])
+        past_moves = jnp.concatenate([moves[None], d_moves[None], state.past_moves[1:-1]])
+        weights = _mixing(past_moves[1:], moves)
+        ahead = (parts + moves - weights @ (past_parts[1:] + past_moves[1:])).reshape(new.shape)
+        change = jnp.linalg.norm(move)
+        next_step = state.step + 1
+        accepted = _State(blocks, tracked, value, new, ahead, past_parts, past_moves, state.held + 1, change, next_step)
+        none = jnp.zeros_like(state.past_parts)
+        back = state._replace(
+            ahead=state.parts, past_parts=none, past_moves=none, held=jnp.zeros_like(state.held), change=infinite, step=next_step
+        )
+        dropped = (value > state.value * (1 + 100 * jnp.finfo(dtype).eps)) & (state.held > 0)
+        return jax.tree.map(lambda a, b: jnp.where(dropped, b, a), accepted, back)
+
+    def unfinished(state: _State) -> Bool[Array, ""]:
+        return (state.change > tolerance * norm) & (state.step < max_steps)
+
+    nothing = jnp.zeros((q, sum(shapes[1:])), dtype)
+    joint = _decompose(_start_matrix(problem, start), guards[0])
+    V_J = _truncated(joint, problem.widths[0], problem.ranks[0])
+    tracked = [joint]
+    for Z, guard in zip(problem.views, guards[1:], strict=True):
+        target = jnp.concatenate([Z, problem.core[:, -1:]], axis=1)
+        tracked.append(_decompose(target - V_J @ (V_J.T @ target), guard))
+    parts, kept, blocks, value = problem.sweep(nothing, tracked, joint)
+    memory = jnp.zeros((MEMORY + 1, parts.size), dtype)
+    zero = jnp.zeros((), jnp.int32)
+    return lax.while_loop(unfinished, step, _State(blocks, kept, value, parts, parts, memory, memory, zero, infinite, zero + 1))
+
+
+def _start_matrix(problem: _Problem, start: str) -> Float[Array, "q p"]:
+    if start == "joint":
+        return problem.core
+    spaces = []
+    for Z, width, rank in zip(problem.views, problem.widths[1:], problem.ranks[1:], strict=True):
+        most = min(width + problem.widths[0], *Z.shape)
+        spaces.append(_truncated(_decompose(Z, most), most, rank + problem.ranks[0]))
+    return jnp.concatenate(spaces, axis=1)
+
+
+class _Model(NamedTuple):
+    """Loadings and coefficients whose columns [L; θ] have norm 1, and the scores that go with them."""
+
+    loadings: Float[Array, "d R"]
+    theta: Float[Array, " R"]
+    scores: Float[Array, "q R"]
+
+
+def _model(problem: _Problem, eta: Float[Array, ""], blocks: _Blocks) -> _Model:
+    """The weights of η taken off again. Columns of the joint part are its singular vectors, the largest first."""
+    turn = jnp.linalg.eigh(blocks.joint.T @ problem.core @ problem.core.T @ blocks.joint)[1][:, ::-1] if problem.widths[0] else 0
+    V_J = blocks.joint @ turn if problem.widths[0] else blocks.joint
+    edges = np.cumsum([0, *problem.dims])
+    loadings, theta, scores = [problem.core[:, :-1].T @ V_J], [problem.core[:, -1] @ V_J], [V_J]
+    for a, b, V, L in zip(edges[:-1], edges[1:], blocks.individual, blocks.individual_loadings, strict=True):
+        loadings.append(jnp.zeros((edges[-1], V.shape[1]), V.dtype).at[a:b].set(L[:-1]))
+        theta.append(L[-1])
+        scores.append(V)
+    L = jnp.concatenate(loadings, axis=1) / jnp.sqrt(eta)
+    t = jnp.concatenate(theta) / jnp.sqrt(1 - eta)
+    norm = jnp.sqrt(jnp.sum(L**2, axis=0) + t**2)
+    used = norm > 100 * jnp.finfo(L.dtype).eps * jnp.linalg.norm(problem.core)
+    unit = jnp.where(used, norm, 1)
+    clean = lambda columns: jnp.where(used, columns, 0)  # noqa: E731
+    signs = jnp.where(jnp.sum(L, axis=0) < 0, -1, 1).astype(L.dtype)
+    L, t = clean(L / unit * signs), clean(t / unit * signs)
+    return _Model(L, t, clean(jnp.concatenate(scores, axis=1) * unit * signs))
+
+
+def _weighted(core: Float[Array, "q e"], eta: Float[Array, ""]) -> Float[Array, "q e"]:
+    weights = jnp.where(jnp.arange(core.shape[1]) < core.shape[1] - 1, jnp.sqrt(eta), jnp.sqrt(1 - eta))
+    return core * weights[None, :]
+
+
+def _fitted(
+    core: Float[Array, "q e"],
+    dims: tuple[int, ...],
+    widths: tuple[int, ...],
+    ranks: Int[Array, " blocks"],
+    eta: Float[Array, ""],
+    config: SJiveConfig,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[_Model, _State]:
+    problem = _Problem(_weighted(core, eta), dims, widths, ranks)
+    state = _solve(problem, tolerance, max_steps, config.start)
+    return _model(problem, eta, state.blocks), state
+
+
+class _Folds(NamedTuple):
+    """Training rows of every fold, reduced, and which rows are held out."""
+
+    training: _Standardised
+    held: Bool[Array, "folds n"]
+
+
+def _folds(columns: Float[Array, "n e"], folds: int, key: PRNGKeyArray) -> _Folds:
+    n = columns.shape[0]
+    fold = jnp.zeros(n, jnp.int32).at[jr.permutation(key, n)].set(jnp.arange(n, dtype=jnp.int32) % folds)
+    held = fold[None, :] == jnp.arange(folds, dtype=jnp.int32)[:, None]
+    return _Folds(lax.map(lambda out: _standardise_rows(columns, ~out), held), held)
+
+
+def _cross_validate(
+    columns: Float[Array, "n e"],
+    folds: _Folds,
+    dims: tuple[int, ...],
+    widths: tuple[int, ...],
+    ranks: Int[Array, "grid blocks"],
+    etas: Float[Array, " grid"],
+    config: SJiveConfig,
+) -> Float[Array, " grid"]:
+    """Mean squared error of the held-out responses at every (ranks, η), over the variance of the response."""
+
+    def held_out(fold: tuple[_Standardised, Bool[Array, " n"]]) -> Float[Array, " grid"]:
+        training, held = fold
+        Z = (columns - training.centre[None, :]) / training.scale[None, :]
+
+        def error(point: tuple[Int[Array, " blocks"], Float[Array, ""]]) -> Float[Array, ""]:
+            at, eta = point
+            model, _ = _fitted(training.core, dims, widths, at, eta, config, config.path_tolerance, config.path_max_steps)
+            predicted = Z[:, :-1] @ (least_squares_map(model.loadings) @ model.theta)
+            return jnp.sum(jnp.where(held, (Z[:, -1] - predicted) ** 2, 0)) * training.scale[-1] ** 2
+
+        return lax.map(error, (ranks, etas))
+
+    total = jnp.sum(lax.map(held_out, (folds.training, folds.held)), axis=0)
+    response = columns[:, -1]
+    variance = jnp.sum((response - response.mean()) ** 2)
+    return total / jnp.where(variance > 0, variance, 1)
+
+
+def _forward(
+    columns: Float[Array, "n e"],
+    folds: _Folds,
+    dims: tuple[int, ...],
+    widths: tuple[int, ...],
+    config: SJiveConfig,
+) -> Int[Array, " blocks"]:
+    """Ranks by forward selection: one more at a time, while it lowers the cross-validated error enough."""
+    most = jnp.array(widths, jnp.int32)
+    eta = 0.5 if config.eta is None else config.eta
+    etas = jnp.full(len(widths), eta, columns.dtype)
+
+    def unfinished(state):
+        _, _, improved = state
+        return improved
+
+    def grow(state):
+        ranks, least, _ = state
+        larger = ranks[None, :] + jnp.eye(len(widths), dtype=jnp.int32)
+        errors = _cross_validate(columns, folds, dims, widths, jnp.minimum(larger, most[None, :]), etas, config)
+        errors = jnp.where(ranks < most, errors, jnp.inf)
+        best = jnp.argmin(errors)
+        improved = errors[best] < least - config.improvement
+        return jnp.where(improved, larger[best], ranks), jnp.where(improved, errors[best], least), improved
+
+    one = jnp.ones((), columns.dtype)
+    ranks, _, _ = lax.while_loop(unfinished, grow, (jnp.zeros_like(most), one, jnp.array(True)))
+    return ranks
+
+
+def _widths(hierarchy: Hierarchy, config: SJiveConfig, n: int) -> tuple[int, ...]:
+    """(joint, individual of every view): the given ranks, or the largest that a selection may reach."""
+    shared = hierarchy.rank(tuple(hierarchy.modalities))
+    joint = shared if config.joint_rank is None else config.joint_rank
+    individual = config.individual_ranks
+    if individual is None:
+        individual = tuple(sum(rank for s, rank in hierarchy.ranks if m in s) - shared for m in hierarchy.modalities)
+    if len(individual) != hierarchy.n_modalities:
+        raise ValueError(f"individual_ranks: are {individual}; expected {hierarchy.n_modalities} of them")
+    if joint > min(n - 1, hierarchy.n_features):
+        raise ValueError(f"joint_rank: is {joint}; expected at most {min(n - 1, hierarchy.n_features)} for {n} rows")
+    for m, (rank, dim) in enumerate(zip(individual, hierarchy.dims, strict=True), start=1):
+        if rank > min(n - 1, dim):
+            raise ValueError(f"individual_ranks: view {m} has rank {rank}; expected at most {min(n - 1, dim)} for {n} rows")
+    if joint + sum(individual) == 0:
+        raise ValueError("joint_rank, individual_ranks: are all 0; expected a positive rank")
+    return (joint, *individual)
+
+
+def fit(
+    views: Sequence[Float[Array, "n _p"]],
+    hierarchy: Hierarchy,
+    config: SJiveConfig = SJiveConfig(),  # noqa: B008  # frozen
+    *,
+    y: Float[Array, " n"] | None = None,
+    key: PRNGKeyArray | None = None,
+    ranks: Int[Array, " blocks"] | None = None,
+) -> LinearFit:
+    """min η Σ_m ‖Z_m − S_J U_mᵀ − S_m W_mᵀ‖² + (1 − η)‖y − S_J θ₁ − Σ_m S_m θ₂ₘ‖² subject to S_JᵀS_m = 0.
+
+    Z and y are standardised by variable. Columns of `loadings` are those of U, with [U; θ₁] of norm 1, then W_1, …, W_M, with
+    [W_m; θ₂ₘ] of norm 1; `factors` are the scores S that minimise, `coefficients` θ in units of y, `objective` the above.
+
+    The alternation of Palzer et al. (2022): the joint part is the best approximation of its rank of what the individual parts
+    leave of [√η Z, √(1 − η) y]; those of a view that of what the joint part and the other views' share of y leave, in the
+    complement of V_J. Everything runs on the triangle of a QR decomposition, large singular vectors are improved from the last
+    ones, and sweeps are extrapolated (Anderson): same fixed points, in a tenth of the sweeps or less.
+
+    `transform` and `predict` know no response: scores are least squares on all loadings, where the authors' alternating
+    prediction ends. `factors` saw the response and are held to S_JᵀS_m = 0, and differ from the scores of `transform` on the
+    training rows by that: the more the smaller η is. Without noise the two are equal.
+
+    `ranks`, if given, are (joint, individual ranks) that may be traced, such as those of another method's selection, at most
+    those of the config or the hierarchy.
+
+    Raises `ValueError` without a response, for fewer than two views, fewer rows than folds, shapes and ranks that do not fit
+    and, outside of compiled code, for NaN.
+    """
+    if y is None:
+        raise ValueError("y: is None; expected a response, as sJIVE is supervised")
+    if hierarchy.n_modalities < 2:
+        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modality; expected at least 2")
+    X = stack_views(views, hierarchy.dims)
+    n = X.shape[0]
+    if y.shape != (n,):
+        raise ValueError(f"y: has shape {y.shape}; expected ({n},), one entry a row of the views")
+    chooses = config.eta is None or config.ranks == "forward"
+    needed = max(3, 2 * config.folds if chooses else 0)
+    if n < needed:
+        raise ValueError(f"views: have {n} rows; expected at least {needed}, two for each fold")
+    if chooses and key is None:
+        raise ValueError("key: is None; expected a random key, as folds are shuffled")
+    columns = jnp.concatenate([X, y[:, None].astype(X.dtype)], axis=1)
+    if not isinstance(columns, jax.core.Tracer) and not bool(jnp.isfinite(columns).all()):
+        raise ValueError("views, y: hold NaN or infinite values; expected finite numbers")
+    widths, dims = _widths(hierarchy, config, n), hierarchy.dims
+
+    at = jnp.array(widths, jnp.int32) if ranks is None else jnp.minimum(ranks.astype(jnp.int32), jnp.array(widths, jnp.int32))
+    eta = jnp.array(0 if config.eta is None else config.eta, X.dtype)
+    if chooses:
+        assert key is not None
+        folds = _folds(columns, config.folds, key)
+        if config.ranks == "forward":
+            at = _forward(columns, folds, dims, widths, config)
+        if config.eta is None:
+            etas = jnp.array(config.etas, X.dtype)
+            grid = jnp.broadcast_to(at[None, :], (len(config.etas), at.size))
+            eta = etas[jnp.argmin(_cross_validate(columns, folds, dims, widths, grid, etas, config))]
+
+    everything = _standardise_rows(columns, jnp.ones(n, bool))
+    tolerance = default_tolerance(X.dtype, double=1e-7) if config.tolerance is None else config.tolerance
+    model, state = _fitted(everything.core, dims, widths, at, eta, config, tolerance, config.max_steps)
+    Z = (columns - everything.centre[None, :]) / everything.scale[None, :]
+    factors = model.scores if n <= Z.shape[1] else jnp.linalg.qr(Z)[0] @ model.scores
+    used = jnp.any(model.scores != 0, axis=0)
+    joint, *individual = widths
+    blocks = [np.ones((len(dims), joint), bool)]
+    blocks += [np.arange(len(dims))[:, None] == np.full(width, m) for m, width in enumerate(individual)]
+    converged = state.change <= tolerance * jnp.linalg.norm(_weighted(everything.core, eta))
+    status = jnp.where(jnp.isfinite(state.value), jnp.where(converged, 0, 1), 2)
+    return LinearFit(
+        centre=everything.centre[:-1],
+        scale=everything.scale[:-1],
+        loadings=model.loadings,
+        factors=factors,
+        score_map=least_squares_map(model.loadings),
+        membership=jnp.asarray(np.concatenate(blocks, axis=1)) & used[None, :],
+        objective=state.value,
+        status=status,
+        steps=state.step,
+        dims=dims,
+        coefficients=model.theta * everything.scale[-1],
+        intercept=everything.centre[-1],
+    )

@@ -1,0 +1,313 @@
+"""Real data: how well do representations of all views predict a class, and which structures carry the signal?
+
+Repeated stratified splits, 70 % for training. Everything is fitted to the training part only: means and scales, representations
+(all of the same total dimension), and a multinomial logistic regression on their standardised scores, its penalty chosen by
+cross-validation. Controls: the same regression on the principal components of all views, and on the features themselves.
+
+    python simulations/real_prediction.py --data tcga --splits 20       # five omics of breast tumours -> PAM50 subtype
+    python simulations/real_prediction.py --data digits --splits 20     # six views of handwritten digits -> digit
+    python simulations/real_prediction.py --data digits --methods hcl-vb pca raw --splits 5
+
+The files are looked for under HCL_DATA (default ../shared/data), or given by --file. HCL uses posterior-mean scores; +group is
+the regression with the group penalty, whose coefficients say which structures carry the signal. JIVE-type methods, which have
+no partially shared parts, spend the same total dimension on joint and individual ones. HNN is not among the default methods: a
+step of it takes a singular value decomposition for every subset of the views.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import polars as pl
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import StratifiedShuffleSplit
+from tqdm import tqdm
+
+from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
+from hcl_jax.baselines import BASELINES, ajive, jive, sjive
+from hcl_jax.baselines.linear import transform
+from hcl_jax.experiments import OutputError, configure
+from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse
+from hcl_jax.experiments.store import write_bytes
+from hcl_jax.experiments.sweep import check_methods
+from hcl_jax.prediction import Classifier, posterior_mean_scores, softmax_regression
+from hcl_jax.real_data import load_views, standardise
+from hcl_jax.structure import structure_name
+
+PROGRAM = "real_prediction.py"
+JOINT_AND_INDIVIDUAL = ("jive", "ajive", "sjive")
+HCL = ("hcl-vb", "hcl-ml", "hcl-svd")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A file, its views, its labels, and two ways to spend the same total dimension."""
+
+    file: str
+    views: tuple[str, ...]
+    label: str
+    structures: tuple[str, ...]
+    """Partially shared: for HCL, SLIDE, MMFL and HNN."""
+    joint: int
+    individual: tuple[int, ...]
+    """For the methods that know only joint and individual parts."""
+
+
+DATA = {
+    "tcga": DataSet(
+        "tcga_brca5/tcga_brca5.npz",
+        ("mrna", "meth", "mirna", "cna", "rppa"),
+        "pam50",
+        (),  # all 31 subsets, one factor each
+        joint=6,
+        individual=(5, 5, 5, 5, 5),
+    ),
+    "digits": DataSet(
+        "uci_mfeat/uci_mfeat.npz",
+        ("fou", "fac", "kar", "pix", "zer", "mor"),
+        "y",
+        (
+            *("123456:2", "12345:6", "12", "13", "14", "15", "23", "24", "25", "34", "35", "45"),
+            *("1:4", "2:4", "3:4", "4:4", "5:4", "6:2"),
+        ),
+        joint=18,
+        individual=(4, 4, 4, 4, 4, 2),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Accuracy of representations on real data, over repeated stratified splits."""
+
+    data: Literal["tcga", "digits"] = "tcga"
+    """tcga: five omics of 347 breast tumours; digits: six views of 2,000 handwritten digits."""
+    file: Path | None = None
+    """The .npz file. Default: its usual place under HCL_DATA."""
+    methods: tuple[str, ...] = (*HCL, *(f"{name}+group" for name in HCL), *JOINT_AND_INDIVIDUAL, "slide", "mmfl", "pca", "raw")
+    """Representations; +group behind a method of HCL asks for the group penalty over its structures."""
+    splits: int = 20
+    """Number of random splits."""
+    test_share: float = 0.3
+    """Share of the rows that is held out."""
+    seed: int = 0
+    """Root of the splits and of the folds of the cross-validation."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Precision of all computations."""
+    output: Path = Path("results/real_prediction")
+    """Folder of the tables: DATA-accuracy.parquet and DATA-structures.parquet."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Standardised training and test rows by view, and their classes."""
+
+    train: list[jax.Array]
+    test: list[jax.Array]
+    train_labels: jax.Array
+    test_labels: jax.Array
+
+
+def read(study: Study) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """(views, labels as 0 … C − 1, names of the classes). Raises `ValueError` that names what is missing."""
+    known = DATA[study.data]
+    path = study.file or Path(os.environ.get("HCL_DATA", "../shared/data")) / known.file
+    if not path.exists():
+        raise ValueError(f"file: {path} does not exist; expected the file of {study.data}, under HCL_DATA or given by --file")
+    views = load_views(path, known.views)
+    with np.load(path, allow_pickle=False) as held:
+        if known.label not in held.files:
+            raise ValueError(f"file: {path} has no labels {known.label!r}; expected some among {', '.join(held.files)}")
+        raw = held[known.label]
+    names, labels = np.unique(raw, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"file: the labels {known.label!r} of {path} have one class; expected at least two")
+    return views, labels, names
+
+
+def make_splits(study: Study, views: list[np.ndarray], labels: np.ndarray) -> Iterator[Split]:
+    """Random stratified splits, standardised by the means and scales of the training part."""
+    for train, test in StratifiedShuffleSplit(study.splits, test_size=study.test_share, random_state=study.seed).split(
+        labels, labels
+    ):
+        parts = [[jnp.asarray(standardise(view[train], view[rows]), study.dtype) for view in views] for rows in (train, test)]
+        yield Split(parts[0], parts[1], jnp.asarray(labels[train]), jnp.asarray(labels[test]))
+
+
+Scores = tuple[jax.Array, jax.Array]
+"""Of the training and of the test rows."""
+
+
+def optimal_scores(split: Split) -> jax.Array:
+    """The classes of the training rows as numbers, for methods that learn from one response: the means of the classes on the
+    leading discriminant of their first principal components."""
+    rows = np.concatenate(split.train, axis=1)
+    left, values, _ = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    kept = min(30, len(rows) // 5)
+    labels = np.asarray(split.train_labels)
+    line = LinearDiscriminantAnalysis(n_components=1).fit_transform(left[:, :kept] * values[:kept], labels)[:, 0]
+    means = np.array([line[labels == c].mean() for c in range(labels.max() + 1)])[labels]
+    return jnp.asarray((means - means.mean()) / means.std(), split.train[0].dtype)
+
+
+class Representations:
+    """Fits every method's representation to a split; the same program serves all splits."""
+
+    def __init__(self, data: DataSet, hierarchy: Hierarchy):
+        self.hierarchy = hierarchy
+        self._programs: dict[str, Callable[..., Any]] = {}
+        ranks = {"joint_rank": data.joint, "individual_ranks": data.individual}
+        signal = tuple(data.joint + rank for rank in data.individual)
+        self._configs = {
+            "jive": jive.JiveConfig(**ranks),
+            "ajive": ajive.AjiveConfig(signal_ranks=signal, **ranks),
+            "sjive": sjive.SJiveConfig(**ranks),
+        }
+
+    def scores(self, method: str, split: Split, key: jax.Array) -> Scores:
+        """Of training and test rows."""
+        rows = [jnp.concatenate(views, axis=1) for views in (split.train, split.test)]
+        if method == "raw":
+            return rows[0], rows[1]
+        if method == "pca":
+            axes = self._run(
+                method, lambda S: S.top_eigenpairs(self.hierarchy.n_factors)[1], SampleCovariance.from_data(split.train)
+            )
+            return rows[0] @ axes, rows[1] @ axes
+        if method in ESTIMATORS:
+            covariance = SampleCovariance.from_data(split.train)
+            estimate = self._run(method, lambda S: ESTIMATORS[method](S, self.hierarchy), covariance)
+            score_map = posterior_mean_scores(estimate.loadings, jnp.mean(estimate.noise_variance))
+            return rows[0] @ score_map, rows[1] @ score_map
+        config = {"config": self._configs[method]} if method in self._configs else {}
+        fit = partial(BASELINES[method], **config)
+        fitted = self._run(
+            method, lambda views, y, key: fit(views, self.hierarchy, y=y, key=key), split.train, optimal_scores(split), key
+        )
+        return transform(fitted, split.train), transform(fitted, split.test)
+
+    def _run(self, method: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._programs.setdefault(method, jax.jit(function))(*arguments)
+
+
+def equal_scales(scores: Scores) -> Scores:
+    """Scores divided by their standard deviation on the training rows, so that a penalty treats them alike."""
+    scale = scores[0].std(axis=0)
+    scale = jnp.where(scale > 1e-9 * scale.max(), scale, jnp.inf)[None, :]
+    return scores[0] / scale, scores[1] / scale
+
+
+@partial(jax.jit, static_argnames=("n_classes", "hierarchy"))
+def classify(scores: jax.Array, labels: jax.Array, key: jax.Array, n_classes: int, hierarchy: Hierarchy | None) -> Classifier:
+    """The regression of the classes on scores."""
+    return softmax_regression(scores, labels, n_classes, hierarchy, key=key)
+
+
+def row(study: Study, method: str, number: int, fit: Classifier, scores: Scores, split: Split, seconds: float) -> dict[str, Any]:
+    """One line of the table."""
+    log_probabilities = np.asarray(fit.log_probabilities(scores[1]))
+    truth = np.asarray(split.test_labels)
+    return {
+        "data": study.data,
+        "method": method,
+        "split": number,
+        "accuracy": float(np.mean(log_probabilities.argmax(axis=1) == truth)),
+        "log_loss": float(-np.mean(log_probabilities[np.arange(len(truth)), truth])),
+        "dimension": int(np.sum(np.asarray(scores[0]).std(axis=0) > 0)),
+        "status": int(fit.status),
+        "seconds": seconds,
+    }
+
+
+def structure_rows(study: Study, method: str, number: int, fit: Classifier, hierarchy: Hierarchy) -> list[dict[str, Any]]:
+    """How large each structure's coefficients on equally scaled scores are: their share of the squared norm of all."""
+    energy = np.sum(np.asarray(fit.coefficients) ** 2, axis=1)
+    total = energy.sum() or 1.0
+    base = {"data": study.data, "method": method, "split": number}
+    return [
+        base | {"structure": structure_name(s), "rank": rank, "share": float(energy[hierarchy.columns(s)].sum() / total)}
+        for s, rank in hierarchy.ranks
+    ]
+
+
+def run(study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(accuracy by method and split, shares of the structures by method of HCL and split)."""
+    data = DATA[study.data]
+    views, labels, classes = read(study)
+    hierarchy = make_hierarchy([view.shape[1] for view in views], 1, data.structures)
+    representations, accuracy, structures = Representations(data, hierarchy), [], []
+    steps = tqdm(total=study.splits * len(study.methods), unit="fit", disable=None)
+    for number, split in enumerate(make_splits(study, views, labels)):
+        key = jr.fold_in(jr.key(study.seed), number)
+        for method in study.methods:
+            start = perf_counter()
+            representation, _, penalty = method.partition("+")
+            scores = equal_scales(representations.scores(representation, split, key))
+            fit = classify(scores[0], split.train_labels, key, len(classes), hierarchy if penalty == "group" else None)
+            accuracy.append(row(study, method, number, fit, scores, split, perf_counter() - start))
+            if representation in ESTIMATORS:
+                structures += structure_rows(study, method, number, fit, hierarchy)
+            steps.update()
+    steps.close()
+    return pl.DataFrame(accuracy), pl.DataFrame(structures)
+
+
+def check(study: Study) -> None:
+    """Raise `ValueError` that names the argument."""
+    known = (*ESTIMATORS, *(f"{name}+group" for name in ESTIMATORS), *BASELINES, "pca", "raw")
+    check_methods(study.methods, known)
+    check_list("methods", study.methods)
+    if study.splits < 1:
+        raise ValueError(f"splits: is {study.splits}; expected at least 1")
+    if not 0 < study.test_share < 1:
+        raise ValueError(f"test_share: is {study.test_share}; expected a number between 0 and 1")
+
+
+def summary(accuracy: pl.DataFrame) -> pl.DataFrame:
+    """Means over the splits with their standard errors, best first."""
+    spread = (pl.col("accuracy").std() / pl.len().sqrt()).alias("sem")
+    means = [
+        pl.col("accuracy").mean(),
+        spread,
+        pl.col("log_loss").mean(),
+        pl.col("dimension").first(),
+        pl.col("seconds").median(),
+    ]
+    failed = (pl.col("status") == 2).sum().alias("non_finite")
+    return accuracy.group_by("method", maintain_order=True).agg(*means, failed).sort("accuracy", descending=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    try:
+        study = parse(Study, sys.argv[1:] if arguments is None else list(arguments), Study(), PROGRAM, __doc__)
+        check(study)
+        configure(study.dtype)
+        accuracy, structures = run(study)
+        for name, table in (("accuracy", accuracy), ("structures", structures)):
+            buffer = io.BytesIO()
+            table.write_parquet(buffer)
+            write_bytes(study.output / f"{study.data}-{name}.parquet", buffer.getvalue(), study.output)
+    except (ValueError, OutputError) as error:
+        print(f"{PROGRAM}: error: {error_line(Study, error)}", file=sys.stderr)
+        return 2
+    with pl.Config(tbl_rows=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True, float_precision=4):
+        print(summary(accuracy))
+        if len(structures):
+            shares = structures.group_by("method", "structure", maintain_order=True).agg(pl.col("share").mean())
+            print(shares.sort("share", descending=True).group_by("method", maintain_order=True).head(5))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
