@@ -259,7 +259,7 @@ def null_draws(
     return random, jnp.where(last[None, :] > 0, bounds, 1)
 
 
-def _normal_factor(key: PRNGKeyArray, size: int, columns: int, chi: Float[Array, " k"]) -> Float[Array, "rows k"]:
+def _normal_factor(key: PRNGKeyArray, size: int, columns: int, chi: Float[Array, " chi"]) -> Float[Array, "rows k"]:
     """R with RᵀR distributed as ZᵀZ, Z a matrix of standard normals: Bartlett's triangle, or Z itself where it is wide."""
     if size < columns:
         return jr.normal(key, (size, columns), chi.dtype)
