@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -37,18 +38,23 @@ from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, def
 from hcl_jax.structure import Hierarchy
 
 
+def _values(option: float | tuple[float, ...]) -> tuple[float, ...]:
+    return option if isinstance(option, tuple) else (option,)
+
+
 @dataclass(frozen=True)
 class MmflConfig:
     """Options of MMFL.
 
-    `task`: "regression", or "classification" of labels −1 and 1. `lam`: λ, or a tuple of values to choose from by
-    cross-validation with `folds` folds. With `relative`, λ is in units of d·‖y − ȳ‖²/‖Z‖², which makes the response weigh as
-    much as one of d average features at λ = 1: what the paper's λ = 1 amounts to for features and response of unit variance,
-    here for any number of rows and any scaling. Without, λ multiplies ‖Z − UVᵀ‖², each view of norm 1, as it stands. `gamma`: γ,
-    which shrinks β by 1/(1 + γ). `oos`: how rows are scored without their response, by "eq11" of the paper, the ridge
-    λzV(λVᵀV + ββᵀ)⁻¹ that takes the response to be the intercept, or by "ls", least squares on the loadings. `solver`:
-    "alternating", or "alm" with penalty `mu`, many times slower. `tolerance`: relative change in one step at which to stop
-    (None: 1e-8, in single precision 1e-4), or after `max_steps`. `accelerate`: as in SLIDE.
+    `task`: "regression", or "classification" of labels −1 and 1. `lam`, `gamma`: λ and γ; where either is a tuple, the pair is
+    chosen by cross-validation with `folds` folds. With `relative`, λ is in units of d·‖y − ȳ‖²/‖Z‖², which makes the response
+    weigh as much as one of d average features at λ = 1: what the paper's λ = 1 amounts to for features and response of unit
+    variance, here for any number of rows and any scaling. Without, λ multiplies ‖Z − UVᵀ‖², each view of norm 1, as it stands.
+    U being orthonormal, γ shrinks β by 1/(1 + γ) whatever the number of rows: the paper's γ = 1 halves what a regression
+    predicts, which a further regression on the scores undoes. `oos`: how rows are scored without their response, by "eq11" of the
+    paper, the ridge λzV(λVᵀV + ββᵀ)⁻¹ that takes the response to be the intercept, or by "ls", least squares on the loadings.
+    `solver`: "alternating", or "alm" with penalty `mu`, many times slower. `tolerance`: relative change in one step at which to
+    stop (None: 1e-8, in single precision 1e-4), or after `max_steps`. `accelerate`: as in SLIDE.
 
     Raises `ValueError` that names the option when its value is out of range.
     """
@@ -56,7 +62,7 @@ class MmflConfig:
     task: str = "regression"
     lam: float | tuple[float, ...] = 1.0
     relative: bool = True
-    gamma: float = 1.0
+    gamma: float | tuple[float, ...] = 1.0
     oos: str = "eq11"
     folds: int = 5
     solver: str = "alternating"
@@ -74,11 +80,10 @@ class MmflConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name}: is {value!r}; expected one of {', '.join(map(repr, choices))}")
-        grid = self.lam if isinstance(self.lam, tuple) else (self.lam,)
-        if not grid or not all(lam > 0 for lam in grid):
+        if not _values(self.lam) or not all(lam > 0 for lam in _values(self.lam)):
             raise ValueError(f"lam: is {self.lam}; expected a positive number, or a tuple of them")
-        if not self.gamma >= 0:
-            raise ValueError(f"gamma: is {self.gamma}; expected a number of at least 0")
+        if not _values(self.gamma) or not all(gamma >= 0 for gamma in _values(self.gamma)):
+            raise ValueError(f"gamma: is {self.gamma}; expected a number of at least 0, or a tuple of them")
         if not self.mu > 0:
             raise ValueError(f"mu: is {self.mu}; expected a positive number")
         if self.tolerance is not None and not self.tolerance > 0:
@@ -86,6 +91,11 @@ class MmflConfig:
         for name, least in {"folds": 2, "max_steps": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: is {getattr(self, name)}; expected at least {least}")
+
+    @property
+    def weights(self) -> tuple[tuple[float, float], ...]:
+        """All pairs (λ, γ), λ outermost."""
+        return tuple((lam, gamma) for lam in _values(self.lam) for gamma in _values(self.gamma))
 
 
 class _Solution(NamedTuple):
@@ -118,10 +128,10 @@ def _targets(problem: _Problem, predicted: Float[Array, " n"], config: MmflConfi
     return sign * jnp.maximum(problem.margin, sign * predicted)
 
 
-def _alternate(problem: _Problem, lam: Float[Array, ""], config: MmflConfig, tolerance: float) -> _Solution:
+def _alternate(problem: _Problem, weights: Float[Array, "2"], config: MmflConfig, tolerance: float) -> _Solution:
     """Exact alternating minimisation in (V, β, t): U is the polar factor of B = λZV + (t − b)βᵀ, and enters only through ZᵀU,
     Uᵀ(t − b) and Uβ, so that a step costs d²R + nd."""
-    Z, gamma, product = problem.Z, config.gamma, moments(problem.Z)
+    Z, (lam, gamma), product = problem.Z, weights, moments(problem.Z)
     n_inside = problem.inside.sum().astype(Z.dtype)
 
     def centred(t):
@@ -157,9 +167,10 @@ def _alternate(problem: _Problem, lam: Float[Array, ""], config: MmflConfig, tol
     return _Solution(U, V, beta, b, found.converged, found.steps)
 
 
-def _augmented_lagrangian(problem: _Problem, lam: Float[Array, ""], config: MmflConfig, tolerance: float) -> _Solution:
+def _augmented_lagrangian(problem: _Problem, weights: Float[Array, "2"], config: MmflConfig, tolerance: float) -> _Solution:
     """The published iteration with the exact U: z is held to y − Uβ − b by a dual q and the penalty μ."""
     Z, y, inside, mu = problem.Z, problem.y, problem.inside, config.mu
+    lam, gamma = weights
     n_inside = inside.sum().astype(Z.dtype)
 
     def polar(B):
@@ -168,7 +179,7 @@ def _augmented_lagrangian(problem: _Problem, lam: Float[Array, ""], config: Mmfl
     def step(state):
         U, z, q, b, *_, steps = state
         V = jnp.where(problem.mask, Z.T @ U, 0)
-        beta = mu / (2 * config.gamma + mu) * U.T @ (y - b - z - q / mu)
+        beta = mu / (2 * gamma + mu) * U.T @ (y - b - z - q / mu)
         b = jnp.sum(jnp.where(inside, y - z - U @ beta - q / mu, 0)) / n_inside
         s = y - U @ beta - b - q / mu
         penalised = s * y > 0 if config.task == "classification" else jnp.ones_like(inside)
@@ -196,10 +207,10 @@ def _problem(Z, y, inside, mask, n_columns, config):
     return problem, spread, unit
 
 
-def _solve(problem: _Problem, lam: Float[Array, ""], config: MmflConfig) -> _Solution:
+def _solve(problem: _Problem, weights: Float[Array, "2"], config: MmflConfig) -> _Solution:
     tolerance = default_tolerance(problem.Z.dtype) if config.tolerance is None else config.tolerance
     solver = _alternate if config.solver == "alternating" else _augmented_lagrangian
-    return solver(problem, lam, config, tolerance)
+    return solver(problem, weights, config, tolerance)
 
 
 def _score_map(solution: _Solution, lam: Float[Array, ""], config: MmflConfig) -> Float[Array, "d R"]:
@@ -215,7 +226,7 @@ def fit(
     hierarchy: Hierarchy,
     config: MmflConfig = MmflConfig(),  # noqa: B008  # frozen
     *,
-    y: Float[Array, " n"] | None = None,
+    y: Float[Array, " _rows"] | None = None,
     key: Key[Array, ""],
 ) -> LinearFit:
     """MMFL of the views and y; key only draws the folds of a cross-validation.
@@ -234,31 +245,29 @@ def fit(
     if y.shape != (n,):
         raise ValueError(f"y: has shape {y.shape}; expected ({n},), one value for each row of the views")
     if not isinstance(y, jax.core.Tracer):
-        if not bool(jnp.isfinite(y).all()):
+        if not np.isfinite(y).all():
             raise ValueError("y: holds NaN or infinite values; expected finite numbers")
-        if config.task == "classification" and set(jnp.unique(y).tolist()) != {-1.0, 1.0}:
-            raise ValueError(f"y: holds {jnp.unique(y).tolist()[:5]}; expected both labels −1 and 1, and no other value")
-    folds = config.folds if isinstance(config.lam, tuple) and len(config.lam) > 1 else 1
+        if config.task == "classification" and set(np.unique(y).tolist()) != {-1.0, 1.0}:
+            raise ValueError(f"y: holds {np.unique(y).tolist()[:5]}; expected both labels −1 and 1, and no other value")
+    folds = config.folds if len(config.weights) > 1 else 1
     training_rows = n - -(-n // folds) if folds > 1 else n
     if training_rows <= hierarchy.n_factors:
         held = f", of which a fold is fitted to {training_rows}" if folds > 1 else ""
         raise ValueError(f"views: have {n} rows{held}; expected more than the {hierarchy.n_factors} factors of the hierarchy")
     Z, centre, scale = centre_and_scale(views, hierarchy.dims)
-    grid = jnp.asarray(config.lam if isinstance(config.lam, tuple) else (config.lam,), dtype=Z.dtype)
-    chosen = grid[0]
-    if folds > 1:
-        chosen = grid[jnp.argmin(cross_validation(views, hierarchy, config, y=y, key=key))]
+    weights = jnp.asarray(config.weights, dtype=Z.dtype)
+    best = jnp.argmin(cross_validation(views, hierarchy, config, y=y, key=key)) if folds > 1 else 0
     membership = jnp.asarray(hierarchy.modality_mask)
     mask, everyone = feature_mask(membership, hierarchy.dims), jnp.ones(n, dtype=bool)
     problem, spread, unit = _problem(Z, y, everyone, mask, hierarchy.n_factors, config)
-    lam = chosen * unit
-    found = _solve(problem, lam, config)
+    lam, gamma = weights[best, 0] * unit, weights[best, 1]
+    found = _solve(problem, jnp.stack([lam, gamma]), config)
     rotation, _ = canonical_columns(found.loadings, membership)
     V = jnp.where(mask, found.loadings @ rotation, 0)
     turned = found._replace(scores=found.scores @ rotation, loadings=V, coefficients=rotation.T @ found.coefficients)
     U, beta, b = turned.scores, turned.coefficients * spread, turned.intercept * spread
     wrong = _loss(y, U @ beta + b, config)
-    objective = lam * spread**2 * jnp.sum((Z - U @ V.T) ** 2) + jnp.sum(wrong) + config.gamma * beta @ beta
+    objective = lam * spread**2 * jnp.sum((Z - U @ V.T) ** 2) + jnp.sum(wrong) + gamma * beta @ beta
     status = jnp.where(jnp.isfinite(objective), jnp.where(found.converged, CONVERGED, OUT_OF_STEPS), NON_FINITE)
     score_map = _score_map(turned, lam, config)
     return LinearFit(
@@ -280,14 +289,13 @@ def cross_validation(
     y: Float[Array, " n"],
     key: Key[Array, ""],
 ) -> Float[Array, " L"]:
-    """Mean loss in predicting held-out rows, for every λ of the config: the squared error, or the squared hinge.
+    """Mean loss in predicting held-out rows, for every (λ, γ) of the config's `weights`: the squared error, or the squared hinge.
 
     Everything that a fold's rows are held out from, centring and scaling too, sees the other rows only. The folds are random, of
     equal size up to one, and of labels hold equal shares.
     """
     X, _, _ = centre_and_scale(views, hierarchy.dims)  # only to be far from rounding: every fold centres and scales anew
     n = X.shape[0]
-    grid = jnp.asarray(config.lam if isinstance(config.lam, tuple) else (config.lam,), dtype=X.dtype)
     order = jr.permutation(key, n)
     if config.task == "classification":
         order = order[jnp.argsort(y[order], stable=True)]
@@ -302,12 +310,13 @@ def cross_validation(
         Z = (X - mean[None, :]) / norms[None, :]
         problem, spread, unit = _problem(training / norms[None, :], y, inside, mask, hierarchy.n_factors, config)
 
-        def loss(lam):
-            found = _solve(problem, lam * unit, config)
-            scores = Z @ _score_map(found, lam * unit, config)
+        def loss(weights):
+            lam, gamma = weights[0] * unit, weights[1]
+            found = _solve(problem, jnp.stack([lam, gamma]), config)
+            scores = Z @ _score_map(found, lam, config)
             predicted = spread * (scores @ found.coefficients + found.intercept)
             return jnp.sum(jnp.where(inside, 0, _loss(y, predicted, config)))
 
-        return lax.map(loss, grid)
+        return lax.map(loss, jnp.asarray(config.weights, dtype=X.dtype))
 
     return lax.map(losses, jnp.arange(config.folds, dtype=fold_of.dtype)).sum(axis=0) / n

@@ -167,7 +167,7 @@ def centre_and_scale(
     """
     X = stack_views(views, dims)
     for number, view in enumerate(views, start=1):
-        if not isinstance(view, jax.core.Tracer) and not bool(jnp.isfinite(view).all()):
+        if not isinstance(view, jax.core.Tracer) and not np.isfinite(view).all():
             raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
     centre = X.mean(axis=0)
     constant = (X[:1] == X).all(axis=0)
@@ -250,16 +250,18 @@ def fit(
     are too few: fewer than one more than the factors, or than 2 in a fold.
     """
     n, dims = views[0].shape[0], hierarchy.dims
+    if config.ranks == "bcv":
+        _check_folds(n, dims, config)
+    elif n <= hierarchy.n_factors:
+        raise ValueError(f"views: have {n} rows; expected more than the {hierarchy.n_factors} factors of the hierarchy")
     Z, centre, scale = centre_and_scale(views, dims)
     if config.ranks == "given":
-        if n <= hierarchy.n_factors:
-            raise ValueError(f"views: have {n} rows; expected more than the {hierarchy.n_factors} factors of the hierarchy")
         membership = jnp.asarray(hierarchy.modality_mask)
     else:
         path = penalised_path(Z, dims, config)
         structures, count = distinct_structures(path, n, dims, config)
         row_folds, column_folds = draw_folds(key, n, dims, config)
-        errors = bi_cross_validation(views, structures, count, row_folds, column_folds, config)
+        errors = bi_cross_validation(Z, dims, structures, count, row_folds, column_folds, config)
         membership = structures[jnp.argmin(errors.sum(axis=0))]
     mask = feature_mask(membership, dims)
     tolerance = default_tolerance(Z.dtype) if config.tolerance is None else config.tolerance
@@ -348,6 +350,13 @@ def distinct_structures(
     return held, count
 
 
+def _check_folds(n: int, dims: Sequence[int], config: SlideConfig) -> None:
+    if n < 2 * config.folds[0]:
+        raise ValueError(f"views: have {n} rows; expected at least 2 in each of {config.folds[0]} row folds")
+    if min(dims) < config.folds[1]:
+        raise ValueError(f"views: have {tuple(dims)} features; expected at least one in each of {config.folds[1]} column folds")
+
+
 def draw_folds(
     key: Key[Array, ""], n: int, dims: Sequence[int], config: SlideConfig
 ) -> tuple[Int[Array, " n"], Int[Array, " d"]]:
@@ -360,7 +369,8 @@ def draw_folds(
 
 
 def bi_cross_validation(
-    views: Sequence[Float[Array, "n _d"]],
+    Z: Float[Array, "n d"],
+    dims: Sequence[int],
     structures: Bool[Array, "L M width"],
     count: Int[Array, ""] | int,
     row_folds: Int[Array, " n"],
@@ -370,35 +380,29 @@ def bi_cross_validation(
     """Errors of the first `count` structures in predicting every block of held-out rows and features, row folds outermost;
     infinite for the rest of the list.
 
-    For a block, SLIDE is fitted to the other rows and features, standardised among themselves. The held-out features are
-    regressed on its scores, the held-out rows' scores found from their other features, and the error is the sum over views of
-    the squared error of the held-out block relative to its variation. Each block is a program over masks, the same for every
-    split of the data and for every structure.
+    Z is the standardised data. For a block, SLIDE is fitted to the other rows and features, standardised anew among themselves.
+    The held-out features are regressed on its scores, the held-out rows' scores found from their other features, and the error
+    is the sum over views of the squared error of the held-out block relative to its variation. Each block is a program over
+    masks, the same for every split of the data and for every structure.
 
     Raises `ValueError` when there are fewer than two rows in a fold, or a view has fewer features than folds.
     """
-    dims = tuple(view.shape[1] for view in views)
-    X = stack_views(views)
-    n, d = X.shape
-    if n < 2 * config.folds[0]:
-        raise ValueError(f"views: have {n} rows; expected at least 2 in each of {config.folds[0]} row folds")
-    if min(dims) < config.folds[1]:
-        raise ValueError(f"views: have {dims} features; expected at least one in each of {config.folds[1]} column folds")
-    X = X - X.mean(axis=0, keepdims=True)  # changes nothing but rounding: the fits centre anew, the predictions add the mean
+    n, d = Z.shape
+    _check_folds(n, dims, config)
     width = structures.shape[2]
     view_of = np.repeat(np.arange(len(dims)), dims)
     most_kept = d - sum(d_m // config.folds[1] for d_m in dims)
 
     def by_view(squares: Float[Array, " d"]) -> Float[Array, " M"]:
-        return jnp.zeros(len(dims), dtype=X.dtype).at[view_of].add(squares)
+        return jnp.zeros(len(dims), dtype=Z.dtype).at[view_of].add(squares)
 
     def row_fold(fold):
         out = row_folds == fold
-        n_in, n_out = (~out).sum().astype(X.dtype), out.sum().astype(X.dtype)
-        mean = jnp.sum(jnp.where(out[:, None], 0, X), axis=0) / n_in
-        inside = _triangle(jnp.where(out[:, None], 0, X - mean[None, :]))
-        rows = jnp.where(out[:, None], X, 0)
-        spread = jnp.where(out[:, None], X - jnp.sum(rows, axis=0, keepdims=True) / n_out, 0)
+        n_in, n_out = (~out).sum().astype(Z.dtype), out.sum().astype(Z.dtype)
+        mean = jnp.sum(jnp.where(out[:, None], 0, Z), axis=0) / n_in
+        inside = _triangle(jnp.where(out[:, None], 0, Z - mean[None, :]))
+        rows = jnp.where(out[:, None], Z, 0)
+        spread = jnp.where(out[:, None], Z - jnp.sum(rows, axis=0, keepdims=True) / n_out, 0)
         variation, outside = jnp.sum(spread**2, axis=0), _triangle(rows)
 
         def column_fold(fold):
@@ -406,16 +410,16 @@ def bi_cross_validation(
             kept = jnp.argsort(hidden, stable=True)[:most_kept]  # folds of a view differ by one: a few hidden ones, as zeros
             view = jnp.asarray(view_of)[kept]
             shown = jnp.where(hidden[None, :], 0, inside)[:, kept]
-            norms = jnp.sqrt(jnp.zeros(len(dims), dtype=X.dtype).at[view].add(jnp.sum(shown**2, axis=0)))
+            norms = jnp.sqrt(jnp.zeros(len(dims), dtype=Z.dtype).at[view].add(jnp.sum(shown**2, axis=0)))
             scale = jnp.where(norms > 0, norms, 1)[view]
-            Z = shown / scale[None, :]
-            start = leading_loadings(Z, width)
+            inner = shown / scale[None, :]
+            start = leading_loadings(inner, width)
             total = by_view(jnp.where(hidden, variation, 0))
             total = jnp.where(total > 0, total, 1)
 
             def error(membership):
-                V = _given(Z, start, membership[view], config, config.fold_tolerance).point
-                U = scores_of(Z, V)
+                V = _given(inner, start, membership[view], config, config.fold_tolerance).point
+                U = scores_of(inner, V)
                 shown_loadings = jnp.column_stack([(jnp.sqrt(n_in) * jnp.where(hidden, 0, mean))[kept], V * scale[:, None]])
                 hidden_loadings = jnp.where(hidden[:, None], jnp.column_stack([jnp.sqrt(n_in) * mean, inside.T @ U]), 0)
                 scores = outside[:, kept] @ least_squares_map(shown_loadings)
@@ -426,7 +430,7 @@ def bi_cross_validation(
                 i, errors = state
                 return i + 1, errors.at[i].set(error(structures[i]))
 
-            unknown = jnp.full(structures.shape[0], jnp.inf, dtype=X.dtype)
+            unknown = jnp.full(structures.shape[0], jnp.inf, dtype=Z.dtype)
             return lax.while_loop(lambda state: state[0] < count, next_structure, (jnp.asarray(0), unknown))[1]
 
         return lax.map(column_fold, jnp.arange(config.folds[1]))
