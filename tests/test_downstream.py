@@ -1,0 +1,179 @@
+"""The downstream study, from draw to table and figure, and the study on real data: what they compute, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+import simulations.real_prediction as real_prediction
+from figures import downstream as drawing
+from figures import real_prediction as real_drawing
+from hcl_jax import Hierarchy
+from hcl_jax.experiments import read_results
+from hcl_jax.experiments.downstream import (
+    Downstream,
+    DownstreamCell,
+    DrawSpec,
+    draw,
+    known_methods,
+    split_method,
+    unlabelled_rows,
+)
+from simulations.downstream import PRESETS, main
+
+TINY = ["--dims", "7", "6", "5", "--rank", "1", "--no-progress"]
+GRID = ["--n-grid", "60", "90", "--m-grid", "40", "80", "--replicates", "3", "--support", "123", "12"]
+METHODS = ["--methods", "hcl-ml+posterior", "hcl-ml+debiased-group", "slide+ridge", "raw+ridge", "bayes"]
+CELL = DownstreamCell(Hierarchy.full((7, 6, 5), 1), 60, 40, 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch):
+    monkeypatch.setenv("HCL_COMPILATION_CACHE", "0")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("downstream")
+    assert main([*TINY, *GRID, *METHODS, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_the_table_is_tidy_and_no_method_beats_the_limit(results):
+    table = read_results(results)
+    assert {"n", "m", "support", "response_noise_variance", "method", "metric", "value"} <= set(table.columns)
+    assert table.group_by("cell", "method").agg(pl.col("replicate").n_unique())["replicate"].unique().to_list() == [3]
+    keys = ["cell", "replicate"]
+    rmse = table.filter(pl.col("metric") == "rmse")
+    paired = rmse.join(rmse.filter(pl.col("method") == "bayes").select(*keys, pl.col("value").alias("limit")), on=keys)
+    assert (paired["value"] >= paired["limit"] - 1e-9).all()
+    assert (table.filter(pl.col("metric") == "bayes_excess")["value"] >= 0).all()
+    selected = table.filter((pl.col("metric") == "selected") & (pl.col("method") == "hcl-ml+debiased-group"))
+    assert set(selected["structure"]) == {"123", "12", "13", "23", "1", "2", "3"}
+
+
+def test_an_added_method_is_paired_with_what_is_there_and_changes_nothing(results, tmp_path):
+    arguments = [*TINY, "--n-grid", "60", "--m-grid", "40", "--replicates", "3", "--support", "123", "12"]
+    assert main([*arguments, "--methods", "hcl-ml+debiased-group", "--output", str(tmp_path)]) == 0
+    key = ["cell", "method", "metric", "structure", "replicate"]
+    alone = read_results(tmp_path).sort(key)
+    among = read_results(results).filter(pl.col("cell").is_in(alone["cell"]) & pl.col("method").is_in(alone["method"])).sort(key)
+    assert alone["value"].to_numpy().tobytes() == among["value"].to_numpy().tobytes()
+
+
+def test_figures_are_drawn_from_the_table(results, tmp_path):
+    drawn = dict(drawing.figures(read_results(results)))
+    assert {"downstream_prediction_n", "downstream_prediction_m", "downstream_coefficients_m"} <= set(drawn)
+    panel = drawn["downstream_prediction_n"].axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in panel.get_lines()}
+    assert any("n" in panel.get_xlabel() for panel in drawn["downstream_prediction_n"].axes)
+    assert lines, "nothing was drawn"
+
+
+def test_rows_and_covariance_are_the_same_draw():
+    drawn = jax.jit(lambda shared, i: draw(DrawSpec.of(CELL, "float64"), shared, i))(
+        Downstream().shared_arguments(CELL, 0, "float64"), jnp.uint32(1)
+    )
+    views, y = unlabelled_rows(drawn, CELL.n)
+    rows = jnp.concatenate(views, axis=1)
+    np.testing.assert_allclose(rows.T @ rows / (CELL.n - 1), drawn.covariance.matrix, rtol=1e-8, atol=1e-9)
+    residual = y - rows @ drawn.truth.conditional_mean()
+    # 60 normal residuals: their variance lies within 60 % of the truth's with probability above 0.999
+    assert abs(float(residual.var()) / float(drawn.truth.conditional_variance()) - 1) < 0.6
+
+
+def test_every_method_has_stages():
+    for method in known_methods():
+        representation, _ = split_method(method)
+        stages = Downstream().stages(CELL, method, False)
+        assert stages[0].name in (representation, method)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--m-grid", "4"], ["--m-grid", "at least 10"]),
+        (["--n-grid", "1"], ["--n-grid", "at least 2"]),
+        (["--support", "124"], ["--support", "unknown structure 124"]),
+        (["--response-noise-variance", "0"], ["--response-noise-variance", "positive"]),
+        (["--methods", "hcl-ml"], ["--methods", "unknown 'hcl-ml'", "hcl-ml+posterior"]),
+        (["--methods", "jive+debiased"], ["--methods", "jive+debiased"]),
+        (["--methods", "hcl-ml+posterior", "--n-grid", "5"], ["--n-grid", "more than"]),
+        (["--metric", "mse"], ["--metric", "rmse"]),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_that_names_the_argument(tmp_path, capsys, arguments, words):
+    output = tmp_path / "out"
+    assert main(["--preset", "tiny", "--output", str(output), *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert all(word in line for word in words), line
+    assert not output.exists()
+
+
+def test_presets_name_methods_that_exist():
+    for preset in PRESETS.values():
+        assert set(preset.methods) <= set(known_methods())
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    """Two views of 60 rows that a shared factor tells apart."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 30)
+    z = label + 0.3 * rng.standard_normal(60)
+    path = tmp_path_factory.mktemp("data") / "two.npz"
+    views = {name: np.outer(z, rng.standard_normal(d)) + 0.5 * rng.standard_normal((60, d)) for name, d in (("a", 6), ("b", 5))}
+    np.savez(path, **views, label=label, one=np.zeros(60, int))
+    return path
+
+
+@pytest.fixture
+def _two(monkeypatch):
+    data = real_prediction.DataSet("two.npz", ("a", "b"), "label", (), joint=1, individual=(1, 1))
+    monkeypatch.setitem(real_prediction.DATA, "tcga", data)
+
+
+@pytest.mark.usefixtures("_two")
+def test_real_data_are_split_fitted_and_reported(two_classes, tmp_path, capsys):
+    methods = ["hcl-ml", "hcl-ml+group", "jive", "pca", "raw"]
+    arguments = ["--data", "tcga", "--file", str(two_classes), "--splits", "2", "--output", str(tmp_path)]
+    assert real_prediction.main([*arguments, "--methods", *methods]) == 0
+    accuracy = pl.read_parquet(tmp_path / "tcga-accuracy.parquet")
+    assert sorted(accuracy["method"].unique()) == sorted(methods)
+    assert (accuracy["accuracy"] > 0.7).all()
+    shares = pl.read_parquet(tmp_path / "tcga-structures.parquet")
+    np.testing.assert_allclose(shares.group_by("method", "split").agg(pl.col("share").sum())["share"], 1)
+    strongest = shares.filter(pl.col("method") == "hcl-ml+group").sort("share")["structure"][-1]
+    assert strongest == "12"
+    real_drawing.main(real_drawing.Arguments(tmp_path, tmp_path, ("png",)))
+    assert (tmp_path / "real_prediction_accuracy.png").exists()
+    assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_two")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--file", "absent.npz"], ["--file", "absent.npz"]),
+        (["--splits", "0"], ["--splits", "at least 1"]),
+        (["--test-share", "1"], ["--test-share", "between 0 and 1"]),
+        (["--methods", "magic"], ["--methods", "magic"]),
+    ],
+)
+def test_bad_real_input_is_one_line(two_classes, tmp_path, capsys, arguments, words):
+    output = tmp_path / "out"
+    assert real_prediction.main(["--file", str(two_classes), "--output", str(output), *arguments]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert all(word in line for word in words), line
+    assert not output.exists()
+
+
+def test_labels_of_one_class_are_refused(two_classes, tmp_path, capsys, monkeypatch):
+    data = real_prediction.DataSet("two.npz", ("a", "b"), "one", (), joint=1, individual=(1, 1))
+    monkeypatch.setitem(real_prediction.DATA, "tcga", data)
+    assert real_prediction.main(["--file", str(two_classes), "--output", str(tmp_path / "out")]) == 2
+    assert "one class" in capsys.readouterr().err
