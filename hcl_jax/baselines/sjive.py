@@ -404,11 +404,11 @@ def _widths(hierarchy: Hierarchy, config: SJiveConfig, n: int) -> tuple[int, ...
 
 
 def fit(
-    views: Sequence[Float[Array, "n _p"]],
+    views: Sequence[Array],
     hierarchy: Hierarchy,
     config: SJiveConfig = SJiveConfig(),  # noqa: B008  # frozen
     *,
-    y: Float[Array, " _n"] | None = None,
+    y: Array | None = None,
     key: PRNGKeyArray | None = None,
     ranks: Int[Array, " blocks"] | None = None,
 ) -> LinearFit:
@@ -420,7 +420,7 @@ def fit(
     The alternation of Palzer et al. (2022): the joint part is the best approximation of its rank of what the individual parts
     leave of [√η Z, √(1 − η) y]; those of a view that of what the joint part and the other views' share of y leave, in the
     complement of V_J. Everything runs on the triangle of a QR decomposition, large singular vectors are improved from the last
-    ones, and sweeps are extrapolated (Anderson): same fixed points, in a tenth of the sweeps or less.
+    ones, and sweeps are extrapolated (Anderson): same fixed points in fewer sweeps.
 
     `transform` and `predict` know no response: scores are least squares on all loadings, where the authors' alternating
     prediction ends. `factors` saw the response and are held to S_JᵀS_m = 0, and differ from the scores of `transform` on the
@@ -434,8 +434,6 @@ def fit(
     """
     if y is None:
         raise ValueError("y: is None; expected a response, as sJIVE is supervised")
-    if hierarchy.n_modalities < 2:
-        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modality; expected at least 2")
     X = stack_views(views, hierarchy.dims)
     n = X.shape[0]
     if y.shape != (n,):
@@ -446,9 +444,9 @@ def fit(
         raise ValueError(f"views: have {n} rows; expected at least {needed}, two for each fold")
     if chooses and key is None:
         raise ValueError("key: is None; expected a random key, as folds are shuffled")
+    if not isinstance(y, jax.core.Tracer) and not bool(jnp.isfinite(y).all()):
+        raise ValueError("y: holds NaN or infinite values; expected finite numbers")
     columns = jnp.concatenate([X, y[:, None].astype(X.dtype)], axis=1)
-    if not isinstance(columns, jax.core.Tracer) and not bool(jnp.isfinite(columns).all()):
-        raise ValueError("views, y: hold NaN or infinite values; expected finite numbers")
     widths, dims = _widths(hierarchy, config, n), hierarchy.dims
 
     at = jnp.array(widths, jnp.int32) if ranks is None else jnp.minimum(ranks.astype(jnp.int32), jnp.array(widths, jnp.int32))
