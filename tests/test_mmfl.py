@@ -104,7 +104,7 @@ def test_the_published_iteration_has_the_same_fixed_point(classes):
     assert_close(fitted.factors.T @ fitted.factors, np.eye(THREE.n_factors), "UᵀU")
 
 
-@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize("classes", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_solver_of_the_published_iteration(classes):
     views, y = draw(classes=classes)
     direct = compiled(views, THREE, config_for(classes), y=y, key=KEY)
@@ -195,11 +195,13 @@ def test_separable_classes_are_told_apart():
     assert bool((predict(fitted, test) * y[80:] > 0).all())
 
 
-@pytest.mark.parametrize("oos", ["eq11", "ls"])
 @pytest.mark.parametrize(
-    ("hierarchy", "n", "classes"),
-    [pytest.param(TWO, 80, False, marks=pytest.mark.slow), (THREE, 80, True), (FOUR, 9, False)],
-    ids=["2", "3", "4, few rows"],
+    ("hierarchy", "n", "classes", "oos"),
+    [
+        (THREE, 80, True, "eq11"),
+        (FOUR, 9, False, "ls"),
+        *(pytest.param(TWO, 80, classes, oos, marks=pytest.mark.slow) for classes in (False, True) for oos in ("eq11", "ls")),
+    ],
 )
 def test_scores_of_rows(hierarchy, n, classes, oos):
     """Row by row; and for the training rows U = polar(T(λVᵀV + ββᵀ) + (t − b)βᵀ), the ββᵀ missing from least squares."""

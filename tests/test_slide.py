@@ -135,6 +135,7 @@ def test_the_path_agrees():
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 def test_a_narrower_path_finds_the_same_structures():
     """a, from 60 columns in place of 149: every structure of the package's list of up to 17 columns is on it. Objectives are
     those of local minima, of which the way down from more columns may find another: the largest gap is 3e-5 of about 0.4."""
@@ -199,7 +200,7 @@ def numpy_block_error(stored, membership, row_fold, column_fold, change):
     return error
 
 
-@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("name", [pytest.param("a", marks=pytest.mark.slow), "b"])
 def test_bi_cross_validation_agrees_at_the_stored_folds(name):
     """The package's fits stop at ‖Δ(UVᵀ)‖² < 1e-6, which moves a block's error by up to a percent: with that stop a block
     written out in NumPy gives the stored error to rounding, run to its limit it gives ours."""
@@ -355,6 +356,7 @@ def test_a_batch_equals_its_members():
         assert_at_most(relative(product, alone.factors @ alone.loadings.T), 1e-6, "relative difference in a batch")
 
 
+@pytest.mark.slow
 def test_plain_equals_compiled():
     views = draw(PAIR)
     plain, fast = slide.fit(views, PAIR, key=KEY), compiled(views, PAIR, key=KEY)

@@ -19,7 +19,7 @@ BASELINES: dict[str, Callable[..., LinearFit]] = {
     "hnn": hnn.fit,
     "hnn-angle": partial(hnn.fit, config=hnn.HNNConfig(ranks="angle")),
 }
-"""`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or, behind a dash, with the method's own rank rule.
-HNN chooses its penalties by bi-cross-validation in both."""
+"""`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or with the rank rule behind the dash. HNN
+chooses its penalties by bi-cross-validation in both."""
 
 __all__ = ["BASELINES", "LinearFit"]

@@ -67,11 +67,11 @@ class Signal(NamedTuple):
 
 
 def fit(
-    views: Sequence[Float[Array, "n _p"]],
+    views: Sequence[Array],
     hierarchy: Hierarchy,
     config: AjiveConfig = AjiveConfig(),
     *,
-    y: Float[Array, " n"] | None = None,
+    y: Array | None = None,
     key: PRNGKeyArray,
 ) -> LinearFit:
     """X_m = J_m + A_m + E_m of every centred view, with scores C that all views share and C ⊥ A_m.
@@ -91,7 +91,7 @@ def fit(
     The response is not used, the key only by "selected". Raises `ValueError` when there are fewer than two views, when shapes
     and ranks do not fit, and, outside of compiled code, when a view holds NaN.
     """
-    X = _checked(views, hierarchy)
+    X = stack_views(views, hierarchy.dims)
     n, d = X.shape
     signal_ranks, joint_rank, individual_ranks = _ranks(hierarchy, config, n)
     edges = np.cumsum([0, *hierarchy.dims])
@@ -138,15 +138,6 @@ def fit(
         steps=jnp.ones((), jnp.int32),
         dims=hierarchy.dims,
     )
-
-
-def _checked(views: Sequence[Float[Array, "n _p"]], hierarchy: Hierarchy) -> Float[Array, "n d"]:
-    if hierarchy.n_modalities < 2:
-        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modality; expected at least 2")
-    X = stack_views(views, hierarchy.dims)
-    if not isinstance(X, jax.core.Tracer) and not bool(jnp.isfinite(X).all()):
-        raise ValueError("views: hold NaN or infinite values; expected finite numbers")
-    return X
 
 
 def _ranks(hierarchy: Hierarchy, config: AjiveConfig, n: int) -> tuple[tuple[int, ...], int, tuple[int, ...]]:

@@ -95,11 +95,11 @@ class _Parts(NamedTuple):
 
 
 def fit(
-    views: Sequence[Float[Array, "n _p"]],
+    views: Sequence[Array],
     hierarchy: Hierarchy,
     config: JiveConfig = JiveConfig(),
     *,
-    y: Float[Array, " n"] | None = None,
+    y: Array | None = None,
     key: PRNGKeyArray,
 ) -> LinearFit:
     """Z_m = J_m + A_m + E_m of every view, minimising ‖E‖²_F subject to joint and individual scores being orthogonal.
@@ -172,14 +172,10 @@ def fit(
     )
 
 
-def _checked(views: Sequence[Float[Array, "n _p"]], hierarchy: Hierarchy) -> Float[Array, "n d"]:
-    if hierarchy.n_modalities < 2:
-        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modality; expected at least 2")
+def _checked(views: Sequence[Array], hierarchy: Hierarchy) -> Float[Array, "n d"]:
     X = stack_views(views, hierarchy.dims)
     if X.shape[0] < 2:
         raise ValueError(f"views: have {X.shape[0]} rows; expected at least 2")
-    if not isinstance(X, jax.core.Tracer) and not bool(jnp.isfinite(X).all()):
-        raise ValueError("views: hold NaN or infinite values; expected finite numbers")
     return X
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -36,18 +37,22 @@ class LinearFit(eqx.Module):
     intercept: Float[Array, ""] | None = None
 
 
-def stack_views(views: Sequence[Float[Array, "n _d"]], dims: Sequence[int] | None = None) -> Float[Array, "n d"]:
+def stack_views(views: Sequence[Array], dims: Sequence[int]) -> Float[Array, "n d"]:
     """All views side by side.
 
-    Raises `ValueError` that names the view when its number of rows differs from the first one's, or its number of features from
-    the given `dims`.
+    Raises `ValueError` for fewer than two views, and one that names the view when its number of rows differs from the first
+    one's, its number of features from that in `dims`, or, outside of compiled code, when it holds values that are not finite.
     """
+    if len(dims) < 2:
+        raise ValueError(f"hierarchy: has {len(dims)} modality; expected at least 2")
     n = views[0].shape[0]
     for number, view in enumerate(views, start=1):
         if view.ndim != 2 or view.shape[0] != n:
             raise ValueError(f"views: view {number} has shape {view.shape}; expected {n} rows, as view 1 has")
+        if not isinstance(view, jax.core.Tracer) and not bool(jnp.isfinite(view).all()):
+            raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
     got = tuple(view.shape[1] for view in views)
-    if dims is not None and got != tuple(dims):
+    if got != tuple(dims):
         raise ValueError(f"views: have {got} features; expected {tuple(dims)}")
     return jnp.concatenate([jnp.asarray(view) for view in views], axis=1)
 

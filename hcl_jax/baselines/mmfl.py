@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, least_squares_map, view_norms
+from hcl_jax.baselines.linear import LinearFit, least_squares_map, stack_views, view_norms
 from hcl_jax.baselines.slide import (
     canonical_columns,
     centre_and_scale,
@@ -222,11 +222,11 @@ def _score_map(solution: _Solution, lam: Float[Array, ""], config: MmflConfig) -
 
 
 def fit(
-    views: Sequence[Float[Array, "n _d"]],
+    views: Sequence[Array],
     hierarchy: Hierarchy,
     config: MmflConfig = MmflConfig(),  # noqa: B008  # frozen
     *,
-    y: Float[Array, " _rows"] | None = None,
+    y: Array | None = None,
     key: Key[Array, ""],
 ) -> LinearFit:
     """MMFL of the views and y; key only draws the folds of a cross-validation.
@@ -239,7 +239,7 @@ def fit(
     Raises `ValueError` that names the argument when views, hierarchy and y do not fit together, values are not finite, a response
     is missing, not of the task's kind or of one class only, or rows are fewer than one more than the factors.
     """
-    n = views[0].shape[0]
+    n = stack_views(views, hierarchy.dims).shape[0]
     if y is None:
         raise ValueError("y: is missing; expected a response, which MMFL is fitted to")
     if y.shape != (n,):
