@@ -202,7 +202,7 @@ def numpy_block_error(stored, membership, row_fold, column_fold, change):
 
 @pytest.mark.parametrize("name", [pytest.param("a", marks=pytest.mark.slow), "b"])
 def test_bi_cross_validation_agrees_at_the_stored_folds(name):
-    """The package's fits stop at ‖Δ(UVᵀ)‖² < 1e-6, which moves a block's error by up to a percent: with that stop a block
+    """The package's fits stop at ‖Δ(UVᵀ)‖² < 1e-6, which moves a block's error by some thousandths: with that stop a block
     written out in NumPy gives the stored error to rounding, run to its limit it gives ours."""
     stored = reference(name)
     views = stored_views(stored)
@@ -221,7 +221,7 @@ def test_bi_cross_validation_agrees_at_the_stored_folds(name):
     errors = np.asarray(run(jnp.asarray(standardised(views))))
     recorded = stored["bcv_error"][:, indices]
     assert errors.sum(axis=0).argmin() == recorded.sum(axis=0).argmin() == 2
-    assert_at_most(relative(errors, recorded), 1e-2, f"{name}: relative difference from the stored errors")
+    assert_at_most(relative(errors, recorded), 5e-3, f"{name}: relative difference from the stored errors")
     membership = stored["structure_list"][chosen][:, : int(stored["structure_list_ncol"][chosen])]
     loose, tight = (numpy_block_error(stored, membership, 1, 2, change) for change in (1e-6, 1e-20))
     assert_at_most(abs(loose / recorded[1, 2] - 1), 1e-9, f"{name}: a block's error, stopped as the package does")
