@@ -20,10 +20,8 @@ from hcl_jax.experiments import OutputError, read_results, summarise
 class Arguments:
     """Write the means of a sweep to a csv file."""
 
-    results: Annotated[Path, tyro.conf.Positional]
-    """OUTPUT of a study."""
-    table: Annotated[Path, tyro.conf.Positional]
-    """The csv file to write."""
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """OUTPUT of a study, or of several runs of it, and last the csv file to write."""
 
 
 def mean_table(table: pl.DataFrame) -> pl.DataFrame:
@@ -32,7 +30,8 @@ def mean_table(table: pl.DataFrame) -> pl.DataFrame:
         summarise(table, metric).with_columns(pl.lit(metric).alias("metric"))
         for metric in table["metric"].unique(maintain_order=True)
     ]
-    constant = [name for name in ("latent", "sampling", "loadings", "fitted") if table[name].n_unique() == 1]
+    optional = {"latent", "sampling", "loadings", "fitted", "support"} & set(table.columns)
+    constant = [name for name in optional if table[name].n_unique() == 1]
     return pl.concat(summaries).drop(constant).with_columns(pl.selectors.float().round_sig_figs(6))
 
 
@@ -40,9 +39,10 @@ def main() -> int:
     """The command line; returns the exit code."""
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
-        means = mean_table(read_results(arguments.results))
-        arguments.table.parent.mkdir(parents=True, exist_ok=True)
-        means.write_csv(arguments.table)
+        *folders, table = arguments.results
+        means = mean_table(pl.concat([read_results(folder) for folder in folders]))
+        table.parent.mkdir(parents=True, exist_ok=True)
+        means.write_csv(table)
     except (OutputError, OSError) as error:
         print(f"means.py: error: {error}", file=sys.stderr)
         return 2

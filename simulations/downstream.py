@@ -52,7 +52,8 @@ BASELINE_METHODS = (
     *(f"{name}+ridge" for name in ("jive", "ajive", "slide", "sjive", "mmfl", "hnn")),
     *("sjive+own", "mmfl+own"),
 )
-SELECTED_METHODS = tuple(f"{name}+ridge" for name in ("jive-permutation", "jive-bic", "ajive-selected", "slide-bcv", "hnn-angle"))
+SELECTED = ("jive-permutation", "jive-bic", "ajive-selected", "slide-bcv", "sjive-permutation", "hnn-angle")
+SELECTED_METHODS = tuple(f"{name}+ridge" for name in SELECTED)
 COEFFICIENT_METHODS = tuple(f"hcl-ml+{regression}" for regression in HCL_REGRESSIONS)
 
 

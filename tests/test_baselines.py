@@ -11,7 +11,7 @@ from hcl_jax.baselines import BASELINES
 from hcl_jax.baselines.linear import activity, column_structures, part, predict, standardise, transform, variance_explained
 
 HIERARCHY = Hierarchy((6, 5, 4), {(1, 2, 3): 1, (1, 2): 1, (1,): 1, (3,): 1})
-SUPERVISED = {"sjive", "mmfl"}
+SUPERVISED = {"sjive", "sjive-permutation", "mmfl"}
 
 
 def make_views(n=45, seed=0, scale=(1.0, 30.0, 0.01)):

@@ -1,10 +1,27 @@
 """Published decompositions of several views, one a file: `fit(views, hierarchy, config, *, y=None, key) -> LinearFit`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Key
 
 from hcl_jax.baselines import ajive, hnn, jive, mmfl, sjive, slide
 from hcl_jax.baselines.linear import LinearFit
+from hcl_jax.structure import Hierarchy
+
+
+def sjive_at_permutation_ranks(views: Sequence[Array], hierarchy: Hierarchy, *, y: Array, key: Key[Array, ""]) -> LinearFit:
+    """sJIVE at the ranks that JIVE's permutation test chooses without the response: the first of the two rules of its paper."""
+    k_ranks, k_fit = jr.split(key)
+    membership = jive.fit(views, hierarchy, jive.JiveConfig(ranks="permutation"), key=k_ranks).membership
+    alone = membership.sum(axis=0) == 1
+    ranks = jnp.concatenate([membership.all(axis=0).sum()[None], (membership & alone[None, :]).sum(axis=1)])
+    most = tuple(len(hierarchy.active_columns(m)) for m in hierarchy.modalities)
+    config = sjive.SJiveConfig(joint_rank=min(most), individual_ranks=most)
+    return sjive.fit(views, hierarchy, config, y=y, key=k_fit, ranks=ranks.astype(jnp.int32))
+
 
 BASELINES: dict[str, Callable[..., LinearFit]] = {
     "jive": jive.fit,
@@ -15,6 +32,7 @@ BASELINES: dict[str, Callable[..., LinearFit]] = {
     "slide": slide.fit,
     "slide-bcv": partial(slide.fit, config=slide.SlideConfig(ranks="bcv")),
     "sjive": sjive.fit,
+    "sjive-permutation": sjive_at_permutation_ranks,
     "mmfl": mmfl.fit,
     "hnn": hnn.fit,
     "hnn-angle": partial(hnn.fit, config=hnn.HNNConfig(ranks="angle")),
