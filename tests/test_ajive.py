@@ -142,6 +142,7 @@ def test_singular_values_and_norms_of_candidates_are_those_of_mvlearn(name):
 
 
 @pytest.mark.parametrize(("n", "dims"), [(30, (12, 40)), (12, (9, 20))])
+@pytest.mark.slow
 def test_null_draws_follow_their_definition(n, dims):
     """Random frames of full length by QR: p < n < q, and signals that nearly fill the space. Means of 600 draws each."""
     rng, t = np.random.default_rng(0), (3, 7)
@@ -210,6 +211,7 @@ def small(n=60, hierarchy=SMALL, seed=0, noise=0.3):
     return [jnp.asarray(X[:, hierarchy.rows(m)] + m) for m in hierarchy.modalities]
 
 
+@pytest.mark.slow
 def test_equal_views_share_all_and_unrelated_ones_nothing():
     rng = np.random.default_rng(0)
     signal = rng.standard_normal((200, 3)) @ rng.standard_normal((3, 12)) + 0.1 * rng.standard_normal((200, 12))
@@ -265,6 +267,7 @@ def test_parts_are_orthogonal_and_scores_of_training_rows_are_the_factors():
     assert_within(float(fitted.objective), np.sum((Z - F @ np.asarray(fitted.loadings).T) ** 2), 1e-9, "objective")
 
 
+@pytest.mark.slow
 def test_units_of_a_view_do_not_matter():
     views = small()
     fitted = FIT(views, SMALL, SELECTED, key=KEY)
@@ -275,6 +278,7 @@ def test_units_of_a_view_do_not_matter():
     np.testing.assert_allclose(C @ C.T, D @ D.T, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_batched_fits_are_the_single_ones():
     """Ranks are traced: the second data set has other ones, in the same program."""
     second = [view[jr.permutation(jr.key(m), 60)] for m, view in enumerate(small())]
@@ -311,6 +315,7 @@ def test_two_and_four_modalities(hierarchy):
     assert (np.asarray(fitted.loadings)[~held] == 0).all()
 
 
+@pytest.mark.slow
 def test_single_precision_stays_single():
     views = [view.astype(jnp.float32) for view in small()]
     fitted = FIT(views, SMALL, SELECTED, key=KEY)

@@ -11,7 +11,7 @@ from hcl_jax.baselines import BASELINES
 from hcl_jax.baselines.linear import activity, column_structures, part, predict, standardise, transform, variance_explained
 
 HIERARCHY = Hierarchy((6, 5, 4), {(1, 2, 3): 1, (1, 2): 1, (1,): 1, (3,): 1})
-SUPERVISED = {"sjive", "sjive-permutation", "mmfl"}
+SUPERVISED = {"sjive", "sjive-permutation", "mmfl", "mmfl-cv"}
 
 
 def make_views(n=45, seed=0, scale=(1.0, 30.0, 0.01)):
@@ -35,7 +35,8 @@ def fit(name):
     return FITS[name]
 
 
-@pytest.fixture(params=BASELINES)
+# rank rules take seconds to compile each; what they share with their method at given ranks is tested with that
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if "-" in name else name for name in BASELINES])
 def name(request):
     return request.param
 

@@ -175,6 +175,7 @@ def test_bi_cross_validation_agrees_with_the_stored_errors():
     assert int(found.choose("minimum")) == reference["bcv_selected_min"]
 
 
+@pytest.mark.slow
 def test_bi_cross_validation_does_not_see_a_shift_of_the_data():
     run, X = cross_validated(True)
     before, after = run(X), run(X + 100)
@@ -239,6 +240,7 @@ class TestIdentities:
             assert_at_most(relative(ours, M), 1e-4, f"difference from the published iteration at step {step}")
 
     @pytest.mark.parametrize("n_modalities", [2, 4])
+    @pytest.mark.slow
     def test_other_numbers_of_views_reach_the_optimum(self, n_modalities):
         """Four views have seven structures each: simultaneous steps would have to be shorter than 1/4."""
         dims = (6, 5, 7, 6)[:n_modalities]
@@ -309,6 +311,7 @@ class TestFit:
         np.testing.assert_allclose(rows, transform(found, [x[:5] for x in views]), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("config", [FIXED, pytest.param(CHOSEN, marks=pytest.mark.slow)])
+    @pytest.mark.slow
     def test_vmap_changes_nothing(self, config):
         """Up to rounding, which decides by how much a loop overshoots a gap of 1e-7."""
         draws = [draw(PAIR, 41, 0.5, seed)[0] for seed in (0, 1)]
@@ -328,6 +331,7 @@ class TestFit:
         plain, once = fit(views, PAIR, config, key=jr.key(0)), fitted(PAIR, config)(views, jr.key(0))
         assert_at_most(relative(plain.factors @ plain.loadings.T, once.factors @ once.loadings.T), 1e-6, "plain against jit")
 
+    @pytest.mark.slow
     def test_more_features_than_rows(self):
         """Views are rotated to as few columns as there are rows, which the penalties do not see."""
         wide = Hierarchy((50, 30), {(1, 2): 1, (1,): 1})
@@ -339,6 +343,7 @@ class TestFit:
         direct = solver(wide.dims, tolerance=1e-7)(jnp.asarray(Z), penalties)
         assert_at_most(abs(float(found.objective) / float(direct.objective) - 1), 2e-7, "objective without the rotation")
 
+    @pytest.mark.slow
     def test_constant_columns_contribute_nothing(self):
         views, _ = draw(PAIR, 41, 0.5)
         views[0] = views[0].at[:, 3].set(2.0)

@@ -236,6 +236,7 @@ def test_without_a_joint_part_it_is_the_best_approximation_of_each_view():
 SMALL_RANKS = {1: 2, 2: 2, 3: 2}  # of all structures that contain the view, but for the joint one
 
 
+@pytest.mark.slow
 def test_more_steps_never_raise_the_objective():
     errors = [float(FIT(small(), SMALL, JiveConfig(max_steps=k, start="zero"), key=KEY).objective) for k in (1, 6)]
     assert (np.diff(errors) <= 1e-14).all()
@@ -291,6 +292,7 @@ def test_orthogonal_individual_scores_lack_what_other_views_claim():
     assert_at_least(np.abs(lacking).max(), 1e-4, "what is lacking")
 
 
+@pytest.mark.slow
 def test_batched_fits_are_the_single_ones():
     """1e-8: batched products round otherwise, and fits stop at moves of 1e-11."""
     both = (small(), small(seed=5))
@@ -336,6 +338,7 @@ def test_two_and_four_modalities(hierarchy):
     assert (np.asarray(fitted.loadings)[~held] == 0).all()
 
 
+@pytest.mark.slow
 def test_single_precision_stays_single():
     views = [view.astype(jnp.float32) for view in small()]
     fitted = FIT(views, SMALL, JiveConfig(), key=KEY)

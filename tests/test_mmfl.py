@@ -243,6 +243,7 @@ def test_lam_does_not_depend_on_units_or_numbers_of_rows():
 
 
 @pytest.mark.parametrize("classes", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_cross_validation_is_honest(classes):
     """The held-out loss of a pair of weights is that of fits to the other rows."""
     views, y = draw(n=60, classes=classes)

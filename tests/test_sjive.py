@@ -224,6 +224,7 @@ class TestScores:
             rows = jnp.concatenate([function(found, [x[i : i + 1] for x in views]) for i in range(5)])
             np.testing.assert_allclose(rows, function(found, [x[:5] for x in views]), rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.slow
     def test_more_features_than_rows(self):
         """Without the QR decomposition: the same rows three times over, which do use it, give the same regression."""
         wide = Hierarchy((20, 15), {(1, 2): 1, (1,): 1, (2,): 1})
@@ -250,6 +251,7 @@ CHOSEN = SJiveConfig(etas=(1e-4, 0.5, 1 - 1e-6), folds=3, path_max_steps=200, pa
 
 
 class TestSelection:
+    @pytest.mark.slow
     def test_eta_of_least_error_is_taken(self):
         """The folds made here from the same permutation, every fit one of its own on the training rows."""
         views, y = draw(SMALL, n=90, noise=1.0)
@@ -267,6 +269,7 @@ class TestSelection:
         expected = compiled(SMALL, best)(views, y, jr.key(0))
         assert float(chosen.objective) == pytest.approx(float(expected.objective), rel=1e-9)
 
+    @pytest.mark.slow
     def test_forward_selection_finds_what_the_response_needs(self):
         """The response is one joint factor: one joint component is chosen, and at most as much again."""
         rng = np.random.default_rng(1)

@@ -34,10 +34,11 @@ BASELINES: dict[str, Callable[..., LinearFit]] = {
     "sjive": sjive.fit,
     "sjive-permutation": sjive_at_permutation_ranks,
     "mmfl": mmfl.fit,
+    "mmfl-cv": partial(mmfl.fit, config=mmfl.MmflConfig(lam=(0.1, 1.0, 10.0), gamma=(1e-3, 0.03, 1.0))),
     "hnn": hnn.fit,
     "hnn-angle": partial(hnn.fit, config=hnn.HNNConfig(ranks="angle")),
 }
-"""`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or with the rank rule behind the dash. HNN
-chooses its penalties by bi-cross-validation in both."""
+"""`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or with the rule behind the dash, which chooses
+ranks, or the weights of the response in MMFL. HNN chooses its penalties by bi-cross-validation in both."""
 
 __all__ = ["BASELINES", "LinearFit"]
