@@ -206,7 +206,7 @@ def ridge(moments: FoldMoments, choose: Literal["cv", "evidence"] = "cv") -> Reg
     the marginal likelihood of a normal prior is largest (its variance and that of the noise profiled out)."""
     problems = _problems(moments, None)
     values, vectors = problems.eigenvalues, problems.eigenvectors
-    unit = values[0].mean()
+    unit = _positive(values[0].mean())
     penalties = unit * jnp.logspace(3, -6, N_PENALTIES, dtype=values.dtype)
     rotated = jnp.einsum("fij,fi->fj", vectors, problems.g)
     shrunk = rotated[None, :, :] / (values[None, :, :] + penalties[:, None, None])
@@ -263,6 +263,11 @@ def _accelerated(step: Callable[[Array], Array], start: Array, tolerance: float,
     return state.point, state.change <= tolerance
 
 
+def _positive(scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The scale, 1 where it is 0: scores that are all zero get coefficients of zero, whatever they are measured by."""
+    return jnp.where(scale > 0, scale, 1)
+
+
 def _tolerance(dtype: jnp.dtype) -> float:
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-5
 
@@ -286,7 +291,7 @@ def group_lasso(
     problems, groups = _problems(moments, noise_gram), group_index(hierarchy)
     dtype = problems.g.dtype
     weights = _group_weights(problems, groups, adaptive)
-    largest = problems.eigenvalues[:, -1]
+    largest = _positive(problems.eigenvalues[:, -1])
     top = jnp.max(_group_norms(problems.g[0], groups) / weights[0])
     penalties = top * jnp.logspace(0, -3, N_PENALTIES, dtype=dtype)
 
@@ -308,10 +313,10 @@ def group_lasso(
 def _group_weights(problems: _Problems, groups: np.ndarray, adaptive: float) -> Float[Array, "sets S"]:
     """√r_s over ‖b̂_s‖^adaptive, from the unpenalised coefficients of every set of training rows; a b̂_s of 0 weighs 1e6 times."""
     sizes = jnp.sqrt(jnp.asarray(np.bincount(groups), problems.g.dtype))
-    values = jnp.maximum(problems.eigenvalues, 1e-6 * problems.eigenvalues[:, -1:])
+    values = jnp.maximum(problems.eigenvalues, 1e-6 * _positive(problems.eigenvalues[:, -1:]))
     rotated = jnp.einsum("fij,fi->fj", problems.eigenvectors, problems.g) / values
     norms = _group_norms(jnp.einsum("fij,fj->fi", problems.eigenvectors, rotated), groups)
-    return sizes[None, :] / jnp.maximum(norms / norms.max(axis=1, keepdims=True), 1e-6) ** adaptive
+    return sizes[None, :] / jnp.maximum(norms / _positive(norms.max(axis=1, keepdims=True)), 1e-6) ** adaptive
 
 
 def group_relevance(moments: FoldMoments, hierarchy: Hierarchy, max_steps: int = 500) -> Regression:
@@ -324,7 +329,7 @@ def group_relevance(moments: FoldMoments, hierarchy: Hierarchy, max_steps: int =
     H, g, m = problems.H[0], problems.g[0], problems.n_rows
     sizes = jnp.asarray(np.bincount(groups), g.dtype)
     one_hot = jnp.asarray(groups[:, None] == np.arange(len(sizes))[None, :], g.dtype)
-    scale = jnp.trace(H) / H.shape[0]
+    scale = _positive(jnp.trace(H) / H.shape[0])
 
     def fit(precision, noise):
         """(b, γ) at prior precisions of the groups, in units of the noise variance over m."""
@@ -416,7 +421,7 @@ def softmax_regression(
     variances = jnp.maximum(variances, 0)
     Z = centred @ axes if hierarchy is None else centred
     targets = jax.nn.one_hot(labels, n_classes, dtype=dtype)
-    top = variances[-1]
+    top = _positive(variances[-1])
 
     def loss_gradient(B, intercept, weights):
         probabilities = jax.nn.softmax(Z @ B + intercept[None, :], axis=1)

@@ -50,7 +50,7 @@ DEFAULT_METHODS = (
 BASELINE_METHODS = (
     *("hcl-vb+posterior", "hcl-ml+posterior", "raw+ridge", "bayes"),
     *(f"{name}+ridge" for name in ("jive", "ajive", "slide", "sjive", "mmfl", "hnn")),
-    *("sjive+own", "mmfl+own", "mmfl-cv+ridge", "mmfl-cv+own"),
+    *("sjive+own", "mmfl+own", "mmfl-cv+ridge", "mmfl-cv+own", "hnn-minimum+ridge"),
 )
 SELECTED = ("jive-permutation", "jive-bic", "ajive-selected", "slide-bcv", "sjive-permutation", "hnn-angle")
 SELECTED_METHODS = tuple(f"{name}+ridge" for name in SELECTED)

@@ -265,6 +265,14 @@ def test_bad_rows_are_refused(x, y, folds, message):
         FoldMoments.from_rows(x, y, folds)
 
 
+@pytest.mark.parametrize("name", ["least_squares", "ridge", "evidence", "group_lasso", "adaptive", "relevance"])
+def test_scores_that_are_all_zero_get_coefficients_of_zero(name):
+    fit = solvers[name](FoldMoments.from_rows(jnp.zeros_like(SCORES), Y, FOLDS))
+    assert int(fit.status) == 0
+    assert float(jnp.abs(fit.coefficients).max()) == 0
+    np.testing.assert_allclose(fit.intercept, Y.mean(), rtol=1e-9)
+
+
 def test_constant_scores_get_no_coefficient():
     scores = jnp.concatenate([SCORES, jnp.full((len(Y), 1), 7.0)], axis=1)
     for name in ("least_squares", "ridge"):

@@ -36,9 +36,11 @@ BASELINES: dict[str, Callable[..., LinearFit]] = {
     "mmfl": mmfl.fit,
     "mmfl-cv": partial(mmfl.fit, config=mmfl.MmflConfig(lam=(0.1, 1.0, 10.0), gamma=(1e-3, 0.03, 1.0))),
     "hnn": hnn.fit,
+    "hnn-minimum": partial(hnn.fit, config=hnn.HNNConfig(rule="minimum")),
     "hnn-angle": partial(hnn.fit, config=hnn.HNNConfig(ranks="angle")),
 }
 """`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or with the rule behind the dash, which chooses
-ranks, or the weights of the response in MMFL. HNN chooses its penalties by bi-cross-validation in both."""
+ranks, or the weights of the response in MMFL. HNN chooses its penalties by bi-cross-validation: the smallest rank within a
+standard error of the least error, as its paper does, or the least error."""
 
 __all__ = ["BASELINES", "LinearFit"]
