@@ -140,6 +140,10 @@ def failure_note(table: pl.DataFrame) -> str:
         failed = {m: fits.filter(pl.col("method") == m) for m in ordered(fits.filter(pl.col("status") == status)["method"])}
         entries = [f"{method_style(m).label} {(rows['status'] == status).sum()} of {len(rows)}" for m, rows in failed.items()]
         lines.append(f"{name}: {', '.join(entries) or 'none'}.")
+    projected = fits.filter(pl.col("status") == 3)
+    if len(projected):
+        held = [f"{method_style(m).label} {(projected['method'] == m).sum()}" for m in ordered(projected["method"])]
+        lines.append(f"Indefinite debiased moments, projected: {', '.join(held)}.")
     return " ".join(lines)
 
 

@@ -11,7 +11,7 @@ LIMITS_SHOWN = {"cramer-rao": "root_mean_square", "bayes": "mean"}
 """How a limit is averaged: the square of an error is what the Cramér–Rao bound bounds."""
 _NOT_SETTING = {"study", "cell", "n", "rank", *RESULT_COLUMNS}
 _DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
-_SUMMARY_COLUMNS = ("mean", "sem", "limit", "ratio", "replicates", "non_finite", "out_of_steps")
+_SUMMARY_COLUMNS = ("mean", "sem", "limit", "ratio", "replicates", "non_finite", "out_of_steps", "projected")
 
 
 def _setting(table: pl.DataFrame) -> list[str]:
@@ -37,6 +37,7 @@ def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFra
         pl.len().alias("replicates"),
         (pl.col("status") == 2).sum().alias("non_finite"),
         (pl.col("status") == 1).sum().alias("out_of_steps"),
+        (pl.col("status") == 3).sum().alias("projected"),
     )
     squared = pl.col("method").replace_strict(LIMITS_SHOWN, default="") == "root_mean_square"
     limit = pl.when(squared).then("root_mean_square").otherwise("mean").alias("limit")
@@ -102,9 +103,11 @@ def _number(value: float) -> str:
 
 
 def _failures(group: pl.DataFrame) -> list[str]:
-    totals = group.group_by("method", maintain_order=True).agg(pl.col("replicates", "non_finite", "out_of_steps").sum())
+    kinds = {"non_finite": "non-finite", "out_of_steps": "out of steps", "projected": "with an indefinite moment, projected"}
+    totals = group.group_by("method", maintain_order=True).agg(pl.col("replicates", *kinds).sum())
     return [
-        f"{row['method']}: of {row['replicates']} replicates {row['non_finite']} non-finite, {row['out_of_steps']} out of steps"
+        f"{row['method']}: of {row['replicates']} replicates "
+        + ", ".join(f"{row[kind]} {name}" for kind, name in kinds.items() if kind != "projected" or row[kind])
         for row in totals.iter_rows(named=True)
-        if row["non_finite"] or row["out_of_steps"]
+        if any(row[kind] for kind in kinds)
     ]
