@@ -135,7 +135,8 @@ def failure_note(table: pl.DataFrame) -> str:
     counts = fits.group_by("cell", "method").len()["len"]
     low, high = counts.min(), counts.max()
     replicates = f"{low}" if low == high else f"{low} to {high}"
-    lines = [f"Mean ± standard error over {replicates} replicates; the limit is a root mean square."]
+    limit = "; the limit is a root mean square" if LIMIT in table["method"] else ""
+    lines = [f"Mean ± standard error over {replicates} replicates{limit}."]
     for status, name in ((1, "Out of steps, kept in the means"), (2, "Non-finite, left out of the means")):
         failed = {m: fits.filter(pl.col("method") == m) for m in ordered(fits.filter(pl.col("status") == status)["method"])}
         entries = [f"{method_style(m).label} {(rows['status'] == status).sum()} of {len(rows)}" for m, rows in failed.items()]

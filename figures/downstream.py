@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, legend_above, setting_title, settings
 from hcl_jax.experiments import OutputError, read_results
+from hcl_jax.experiments.sweep import check_methods
 from style import METRICS, PRINT, method_style, ordered, panels, save
 
 AXES = {"n": "rows for the representation, n", "m": "labelled rows, m"}
@@ -42,7 +43,8 @@ def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: b
             draw_curves(panel, error_curves(rows, by=(x,)), slopes=slopes, x=x)
             panel.set(title=f"{setting_title(setting)}\n{other} = {setting[other]:,}", xlabel=AXES[x], ylabel=METRICS[metric])
             if metric in ("rmse", "smape"):
-                panel.set_ylim(top=_worth_showing(rows))
+                panel.set_yscale("linear")
+                panel.set_ylim(*_worth_showing(rows))
             if slopes:
                 panel.legend(title="method, slope ± standard error", title_fontsize=6.5, fontsize=5.5)
     if not slopes:
@@ -51,13 +53,12 @@ def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: b
     return figure
 
 
-def _worth_showing(rows: pl.DataFrame) -> float | None:
-    """An upper end of the axis that a few methods far off do not decide: a quarter above the median at the smallest size."""
-    means = rows.group_by("method", "n", "m").agg(pl.col("value").mean())["value"]
-    limit = rows.filter(pl.col("method") == "bayes")["value"].mean()
-    values = means.filter(means.is_finite()).to_numpy()
-    top = float(np.max(values))
-    return min(top * 1.05, float(limit) * 2.5) if isinstance(limit, float) else top * 1.05
+def _worth_showing(rows: pl.DataFrame) -> tuple[float, float]:
+    """Ends of the axis that a method far off does not decide: from just below the least mean to at most twice that."""
+    means = rows.filter(pl.col("value").is_finite()).group_by("method", "n", "m").agg(pl.col("value").mean())["value"].to_numpy()
+    low, high = float(means.min()), float(means.max())
+    margin = 0.05 * (min(high, 2 * low) - low)
+    return low - margin, min(high, 2 * low) + margin
 
 
 def _fullest(axes: list[list[Axes]]) -> Axes:
@@ -102,6 +103,8 @@ class Arguments:
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that simulations/downstream.py has written; their rows are put together."""
+    methods: tuple[str, ...] = ()
+    """Methods to draw. Default: all."""
     folder: Path = Path(__file__).parent / "out"
     """Where the figures go."""
     formats: tuple[str, ...] = ("pdf", "png")
@@ -128,6 +131,9 @@ def main(arguments: Arguments) -> None:
     table = pl.concat([read_results(folder) for folder in arguments.results]).unique(
         ["cell", "method", "metric", "structure", "modality", "replicate"], keep="first", maintain_order=True
     )
+    if arguments.methods:
+        check_methods(arguments.methods, table["method"].unique(maintain_order=True))
+        table = table.filter(pl.col("method").is_in(arguments.methods))
     mpl.use("agg")
     for name, figure in figures(table):
         print(*save(figure, arguments.folder, name, arguments.formats), sep="\n")
