@@ -20,7 +20,7 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, legend_above, setting_title, settings
+from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, setting_title, settings
 from hcl_jax.experiments import OutputError, read_results
 from hcl_jax.experiments.sweep import check_methods
 from style import METRICS, PRINT, method_style, ordered, panels, save
@@ -48,7 +48,7 @@ def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: b
             if slopes:
                 panel.legend(title="method, slope ± standard error", title_fontsize=6.5, fontsize=5.5)
     if not slopes:
-        legend_above(figure, _fullest(axes))
+        legend_of_all(figure, [panel for row in axes for panel in row])
     annotate(figure, table)
     return figure
 
@@ -61,8 +61,10 @@ def _worth_showing(rows: pl.DataFrame) -> tuple[float, float]:
     return low - margin, min(high, 2 * low) + margin
 
 
-def _fullest(axes: list[list[Axes]]) -> Axes:
-    return max((panel for row in axes for panel in row), key=lambda panel: len(panel.get_legend_handles_labels()[0]))
+def legend_of_all(figure: Figure, axes: list[Axes]) -> None:
+    """One legend above all panels, of every label that any of them has."""
+    entries = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
 
 
 @mpl.rc_context(PRINT)
