@@ -17,21 +17,21 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from hcl_jax.linalg import least_squares_map
 from hcl_jax.structure import Hierarchy
 
 CONVERGED, OUT_OF_STEPS, NON_FINITE, PROJECTED = 0, 1, 2, 3
 EIGENVALUE_FLOOR = 1e-2
 """Of the mean score variance: what eigenvalues of an indefinite debiased moment are raised to."""
+PRUNED = 1e-6
 N_PENALTIES = 50
 Rule = Literal["min", "one-se"]
 
 
 def least_squares_scores(loadings: Float[Array, "d K"]) -> Float[Array, "d K"]:
-    """Λ(ΛᵀΛ)⁺: the map of rows x to ẑ = (ΛᵀΛ)⁻¹Λᵀx. Columns that are zero, such as pruned ones, have zero scores."""
-    values, vectors = jnp.linalg.eigh(loadings.T @ loadings)
-    visible = values > 1e3 * jnp.finfo(loadings.dtype).eps * values[-1]
-    inverse = jnp.where(visible, 1 / jnp.where(visible, values, 1), 0)
-    return loadings @ (vectors * inverse[None, :]) @ vectors.T
+    """Λ(ΛᵀΛ)⁺: the map of rows x to ẑ = (ΛᵀΛ)⁻¹Λᵀx. Columns that were pruned, to a millionth of the strongest in variance, have
+    zero scores: what they would be is noise alone."""
+    return least_squares_map(loadings, PRUNED)
 
 
 def posterior_mean_scores(loadings: Float[Array, "d K"], noise_variance: Float[Array, ""]) -> Float[Array, "d K"]:

@@ -14,7 +14,8 @@ from helpers import CHAIN, assert_at_least, assert_at_most, assert_within, ortho
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import jive
 from hcl_jax.baselines.jive import JiveConfig
-from hcl_jax.baselines.linear import activity, least_squares_map, part, transform
+from hcl_jax.baselines.linear import activity, part, transform
+from hcl_jax.linalg import least_squares_map
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))

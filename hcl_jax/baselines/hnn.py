@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, least_squares_map, stack_views, view_norms
+from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
 from hcl_jax.estimators.estimate import default_tolerance
-from hcl_jax.linalg import spd_inverse
+from hcl_jax.linalg import least_squares_map, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure, full_lattice
 
 RANK_TOLERANCE = 1e-3  # singular values of standardised views below this are zero

@@ -119,11 +119,3 @@ def view_norms(X: Float[Array, "n d"], dims: Sequence[int]) -> Float[Array, " d"
     edges = np.cumsum([0, *dims])
     norms = jnp.stack([jnp.linalg.norm(X[:, a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
     return jnp.repeat(jnp.where(norms > 0, norms, 1), np.array(dims), total_repeat_length=int(edges[-1]))
-
-
-def least_squares_map(loadings: Float[Array, "d R"]) -> Float[Array, "d R"]:
-    """V(VᵀV)⁺: the map from rows to their least-squares scores; eigenvalues of VᵀV below machine precision count as zero."""
-    values, vectors = jnp.linalg.eigh(loadings.T @ loadings)
-    cut = loadings.shape[0] * jnp.finfo(loadings.dtype).eps * values[-1]
-    inverse = jnp.where(values > cut, 1 / jnp.where(values > cut, values, 1), 0)
-    return loadings @ (vectors * inverse[None, :]) @ vectors.T

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, least_squares_map, stack_views, view_norms
+from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
 from hcl_jax.baselines.slide import (
     canonical_columns,
     centre_and_scale,
@@ -35,6 +35,7 @@ from hcl_jax.baselines.slide import (
     squarem,
 )
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
+from hcl_jax.linalg import least_squares_map
 from hcl_jax.structure import Hierarchy
 
 

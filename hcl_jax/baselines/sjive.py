@@ -11,8 +11,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from hcl_jax.baselines.linear import LinearFit, least_squares_map, stack_views
+from hcl_jax.baselines.linear import LinearFit, stack_views
 from hcl_jax.estimators.estimate import default_tolerance
+from hcl_jax.linalg import least_squares_map
 from hcl_jax.structure import Hierarchy
 
 MEMORY = 6  # differences that the extrapolation combines

@@ -25,8 +25,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, least_squares_map, stack_views, view_norms
+from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
+from hcl_jax.linalg import least_squares_map
 from hcl_jax.structure import Hierarchy
 
 DEFAULT_WIDTH = 64
