@@ -43,8 +43,9 @@ METRICS = (
 )
 HCL = ("hcl-vb", "hcl-ml", "hcl-gn", "hcl-svd")
 DEFAULT_METHODS = (
+    *("hcl-vb+posterior-ridge", "hcl-vb+posterior-group"),  # beside the other regressions on hcl-vb, which then fit it once
     *(f"{name}+{regression}" for name in HCL for regression in ("posterior", "least-squares", "debiased")),
-    *("hcl-vb+posterior-ridge", "hcl-vb+posterior-group", "hcl-shrunk+posterior", "hcl-gd-published+posterior"),
+    *("hcl-shrunk+posterior", "hcl-gd-published+posterior"),
     *("naive-svd-denoised+posterior", "raw+ridge", "bayes"),
 )
 BASELINE_METHODS = (
