@@ -1,13 +1,14 @@
 """From tidy rows to curves: means with Monte Carlo standard errors, log-log slopes, failure counts; and their drawing."""
 
 import textwrap
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from style import LIMIT, log_axes, method_style, ordered
+from style import LIMIT, MethodStyle, log_axes, method_style, ordered
 
 SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
 DOWNSTREAM_SETTING = ("dims", "structures", "ranks", "noise_variance", "response_noise_variance", "support")
@@ -77,11 +78,17 @@ def slope_label(curve: pl.DataFrame, x: str = "n") -> str:
     return f"{slope:.{2 if not sem < 0.005 else 3}f}{spread}".replace("-", "−")
 
 
-def draw_curves(axes: Axes, curves: pl.DataFrame, slopes: bool = False, x: str = "n") -> None:
+def draw_curves(
+    axes: Axes,
+    curves: pl.DataFrame,
+    slopes: bool = False,
+    x: str = "n",
+    style_of: Callable[[str], MethodStyle] = method_style,
+) -> None:
     """One line a method with its error bars, against `x` on log axes; with the fitted slopes in the labels if asked."""
     positive = curves.filter(pl.col("mean") > 0)
     for method in ordered(positive["method"]):
-        curve, style = positive.filter(pl.col("method") == method).sort(x), method_style(method)
+        curve, style = positive.filter(pl.col("method") == method).sort(x), style_of(method)
         slope = slope_label(curve, x) if slopes else ""
         axes.errorbar(
             curve[x].to_numpy(),

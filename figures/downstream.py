@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, setting_title, settings
 from hcl_jax.experiments import OutputError, read_results
 from hcl_jax.experiments.sweep import check_methods
-from style import METRICS, PRINT, method_style, ordered, panels, save
+from style import METRICS, PRINT, method_style, ordered, panels, regression_style, save
 
 AXES = {"n": "rows for the representation, n", "m": "labelled rows, m"}
 COEFFICIENT_METRICS = ("beta_error", "bayes_excess")
@@ -32,21 +32,27 @@ PREDICTION_METRICS = ("rmse", "smape", "bayes_excess")
 
 @mpl.rc_context(PRINT)
 def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: bool = False) -> Figure:
-    """Metrics against n or m: a row a metric, a column a setting."""
+    """Metrics against n or m: a row a metric, a column a setting, or all side by side for a single setting. Regressions on a
+    single representation have a colour each."""
     other = "m" if x == "n" else "n"
     groups = settings(table, (*DOWNSTREAM_SETTING, other))
-    figure, axes = panels(len(metrics), len(groups), 4.2, 2.7)
-    for row, metric in zip(axes, metrics, strict=True):
+    representations = {method.partition("+")[0] for method in table["method"].unique()} - {"bayes", "raw"}
+    style_of = regression_style if len(representations) == 1 else method_style
+    shape = (1, len(metrics)) if len(groups) == 1 else (len(metrics), len(groups))
+    figure, axes = panels(*shape, 3.6 if len(groups) == 1 else 4.2, 4.4 if slopes else 2.7)
+    rows_of_panels = [[panel] for panel in axes[0]] if len(groups) == 1 else axes
+    for row, metric in zip(rows_of_panels, metrics, strict=True):
         for panel, (setting, group) in zip(row, groups, strict=True):
             rows = group.filter(pl.col("metric") == metric)
             rows = rows.filter(pl.col("method") != "bayes") if metric == "bayes_excess" else rows
-            draw_curves(panel, error_curves(rows, by=(x,)), slopes=slopes, x=x)
+            draw_curves(panel, error_curves(rows, by=(x,)), slopes=slopes, x=x, style_of=style_of)
             panel.set(title=f"{setting_title(setting)}\n{other} = {setting[other]:,}", xlabel=AXES[x], ylabel=METRICS[metric])
             if metric in ("rmse", "smape"):
                 panel.set_yscale("linear")
                 panel.set_ylim(*_worth_showing(rows))
             if slopes:
-                panel.legend(title="method, slope ± standard error", title_fontsize=6.5, fontsize=5.5)
+                heading = "regression, slope ± standard error"
+                panel.legend(title=heading, title_fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6)
     if not slopes:
         legend_of_all(figure, [panel for row in axes for panel in row])
     annotate(figure, table)
@@ -64,7 +70,7 @@ def _worth_showing(rows: pl.DataFrame) -> tuple[float, float]:
 def legend_of_all(figure: Figure, axes: list[Axes]) -> None:
     """One legend above all panels, of every label that any of them has."""
     entries = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=int(figure.get_figwidth() / 2.2))
 
 
 @mpl.rc_context(PRINT)

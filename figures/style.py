@@ -126,6 +126,29 @@ def method_style(method: str) -> MethodStyle:
     return MethodStyle(", ".join(filter(None, [style.label, rule, addition])), style.colour, style.marker, line or style.line)
 
 
+REGRESSION_LOOKS = {
+    "posterior": ("posterior means, least squares", "#117733", "D"),
+    "posterior-ridge": ("posterior means, ridge", "#999933", "P"),
+    "posterior-evidence": ("posterior means, evidence", "#DDCC77", "<"),
+    "posterior-group": ("posterior means, group lasso", "#44AA99", "x"),
+    "posterior-group-adaptive": ("posterior means, adaptive group lasso", "#332288", "o"),
+    "posterior-relevance": ("posterior means, relevance by structure", "#88CCEE", "s"),
+    "least-squares": ("least-squares scores", "#AAAAAA", "v"),
+    "debiased": ("debiased", "#CC6677", ">"),
+    "debiased-group": ("debiased group lasso", "#AA4499", "^"),
+    "debiased-group-one-se": ("debiased group lasso, one SE", "#882255", "*"),
+    "debiased-group-adaptive": ("debiased adaptive group lasso, one SE", "#000000", "1"),
+}
+
+
+def regression_style(method: str) -> MethodStyle:
+    """The style of a method where regressions on one representation are compared: each has its own colour and marker."""
+    regression = method.partition("+")[2]
+    if regression not in REGRESSION_LOOKS:
+        return method_style(method)
+    return MethodStyle(*REGRESSION_LOOKS[regression])
+
+
 def ordered(methods: Iterable[str]) -> list[str]:
     """Methods in the order of every legend, unknown ones last."""
     known, regressions = list(METHODS), list(REGRESSIONS)
