@@ -105,6 +105,7 @@ def test_a_given_joint_rank_is_taken_and_individual_ones_follow(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
 def test_thresholds_are_those_of_mvlearn(name):
     """The views' thresholds exactly. Draws of both programs: medians, and the percentiles that make the cutoffs.
 
@@ -193,6 +194,7 @@ def feng_toy(seed=0, n=100):
     return [jnp.asarray(5000 * (x + rng.standard_normal(x.shape))), jnp.asarray(y + rng.standard_normal(y.shape))], half
 
 
+@pytest.mark.slow
 def test_the_toy_of_the_paper_has_one_joint_direction():
     """t = (2, 3) gives one joint direction, and individual ranks of 1 and 2."""
     views, half = feng_toy()

@@ -161,6 +161,7 @@ def cross_validated(centred):
     return run, X
 
 
+@pytest.mark.slow
 def test_bi_cross_validation_agrees_with_the_stored_errors():
     """On their folds, grid and treatment of means. A direction that only just exists, with a singular value near 1e-3, is in or
     out by the stop of either, and moves an error by up to a third: so the median, and the choice."""
@@ -272,6 +273,7 @@ FIXED = HNNConfig(penalties=(0.02, 0.02))
 CHOSEN = HNNConfig(fractions=(0.0, 0.1, 0.3))
 
 
+@pytest.mark.slow
 class TestFit:
     def test_without_noise_scores_span_the_truth_and_transform_gives_the_factors(self):
         views, truth = draw(SMALL, 60, 0.0)

@@ -159,6 +159,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("name", [pytest.param("a", marks=SLOW), "b"])
 @pytest.mark.parametrize(("prefix", "orthogonal_individual"), [pytest.param("perm_", True, marks=SLOW), ("perm_noorth_", False)])
+@pytest.mark.slow
 def test_permutations_choose_the_ranks_of_r_jive(name, prefix, orthogonal_individual):
     """The draws differ, the choice is far enough from the thresholds. Partially shared factors inflate the joint rank of a."""
     stored = reference(name)

@@ -203,6 +203,7 @@ def test_separable_classes_are_told_apart():
         *(pytest.param(TWO, 80, classes, oos, marks=pytest.mark.slow) for classes in (False, True) for oos in ("eq11", "ls")),
     ],
 )
+@pytest.mark.slow
 def test_scores_of_rows(hierarchy, n, classes, oos):
     """Row by row; and for the training rows U = polar(T(λVᵀV + ββᵀ) + (t − b)βᵀ), the ββᵀ missing from least squares."""
     views, y = draw(hierarchy, n, classes=classes)

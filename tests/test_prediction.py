@@ -175,6 +175,7 @@ def test_relevance_shrinks_what_does_not_help():
 
 
 @pytest.mark.parametrize("name", ["least_squares", "ridge", "group_lasso", "adaptive", "relevance"])
+@pytest.mark.slow
 def test_float32_agrees_and_batches_agree(name):
     """To 1e-3: squared moments in single precision hold seven digits, and the path's stop is 1e-5."""
     rows, responses = labelled(TRUTH, 400)

@@ -321,6 +321,7 @@ def test_new_rows_are_scored_by_training_constants():
     assert_at_least(relative(three, theirs[:10]), 0.1, "change of the package's scores of ten rows without the other ten")
 
 
+@pytest.mark.slow
 def test_bcv_finds_the_structures():
     hierarchy = Hierarchy((12, 12, 12), {(1, 2, 3): 1, (1, 2): 1, (3,): 1})
     views = draw(hierarchy, n=90, seed=2, noise=0.3)
