@@ -26,6 +26,7 @@ from hcl_jax.experiments.sweep import check_methods
 from style import METRICS, PRINT, method_style, ordered, panels, regression_style, save
 
 AXES = {"n": "rows for the representation, n", "m": "labelled rows, m"}
+BESIDE_LIMIT = {"rmse": "RMSE above the Bayes limit, %", "smape": "SMAPE above the Bayes limit, %"}
 COEFFICIENT_METRICS = ("beta_error", "bayes_excess")
 PREDICTION_METRICS = ("rmse", "smape", "bayes_excess")
 
@@ -44,12 +45,10 @@ def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: b
     for row, metric in zip(rows_of_panels, metrics, strict=True):
         for panel, (setting, group) in zip(row, groups, strict=True):
             rows = group.filter(pl.col("metric") == metric)
-            rows = rows.filter(pl.col("method") != "bayes") if metric == "bayes_excess" else rows
+            rows = beside_limit(rows, metric)
             draw_curves(panel, error_curves(rows, by=(x,)), slopes=slopes, x=x, style_of=style_of)
-            panel.set(title=f"{setting_title(setting)}\n{other} = {setting[other]:,}", xlabel=AXES[x], ylabel=METRICS[metric])
-            if metric in ("rmse", "smape"):
-                panel.set_yscale("linear")
-                panel.set_ylim(*_worth_showing(rows))
+            label = BESIDE_LIMIT.get(metric, METRICS[metric])
+            panel.set(title=f"{setting_title(setting)}\n{other} = {setting[other]:,}", xlabel=AXES[x], ylabel=label)
             if slopes:
                 heading = "regression, slope ± standard error"
                 panel.legend(title=heading, title_fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6)
@@ -59,12 +58,15 @@ def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: b
     return figure
 
 
-def _worth_showing(rows: pl.DataFrame) -> tuple[float, float]:
-    """Ends of the axis that a method far off does not decide: from just below the least mean to at most twice that."""
-    means = rows.filter(pl.col("value").is_finite()).group_by("method", "n", "m").agg(pl.col("value").mean())["value"].to_numpy()
-    low, high = float(means.min()), float(means.max())
-    margin = 0.05 * (min(high, 2 * low) - low)
-    return low - margin, min(high, 2 * low) + margin
+def beside_limit(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """RMSE and SMAPE less the Bayes limit of the same replicate, relative to it: truths differ from cell to cell, and methods may
+    have different numbers of replicates. Other metrics as they are; without the limit itself."""
+    others = rows.filter(pl.col("method") != "bayes")
+    if metric not in BESIDE_LIMIT:
+        return others
+    limits = rows.filter(pl.col("method") == "bayes").select("cell", "replicate", pl.col("value").alias("limit"))
+    paired = others.join(limits.unique(["cell", "replicate"]), on=["cell", "replicate"], maintain_order="left")
+    return paired.with_columns((100 * (pl.col("value") / pl.col("limit") - 1)).alias("value"))
 
 
 def legend_of_all(figure: Figure, axes: list[Axes]) -> None:
