@@ -82,6 +82,8 @@ class SlideConfig:
 
 
 class FixedPoint(NamedTuple):
+    """Where an iteration ended: the point, whether its last plain step moved it by at most the tolerance, and how many steps."""
+
     point: Any
     converged: Bool[Array, ""]
     steps: Int[Array, ""]

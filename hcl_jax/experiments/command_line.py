@@ -215,6 +215,7 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
 
 
 def parse_structure(text: str, rank: int | None) -> tuple[Structure, int]:
+    """A structure and its rank from `123:5`, or from `123` with the rank given. Raises `ValueError` for anything else."""
     modalities, _, own = text.partition(":")
     try:
         members = tuple(sorted(int(m) for m in (modalities.split(".") if "." in modalities else modalities)))
