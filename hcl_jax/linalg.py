@@ -1,8 +1,13 @@
-"""Dense linear algebra of small or symmetric matrices."""
+"""Dense linear algebra of small or symmetric matrices, and the extrapolation of fixed-point maps."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+MEMORY = 6  # past steps that Anderson's extrapolation combines
 
 
 def top_eigenpairs_of(matrix: Float[Array, "d d"], k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:
@@ -28,3 +33,55 @@ def least_squares_map(loadings: Float[Array, "d k"], relative_cut: float | None 
     visible = values > cut * values[-1]
     inverse = jnp.where(visible, 1 / jnp.where(visible, values, 1), 0)
     return loadings @ (vectors * inverse[None, :]) @ vectors.T
+
+
+def leading_left_vectors(matrix: Float[Array, "q p"], k: int) -> Float[Array, "q k"]:
+    """The leading k left singular vectors, by the Gram matrix of the smaller side."""
+    q, p = matrix.shape
+    if q <= p:
+        return jnp.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :k]
+    return jnp.linalg.qr(matrix @ jnp.linalg.eigh(matrix.T @ matrix)[1][:, ::-1][:, :k])[0]
+
+
+def improved_left_vectors(matrix: Float[Array, "q p"], vectors: Float[Array, "q k"]) -> Float[Array, "q k"]:
+    """The best left vectors in the span of [V, MMᵀV], one Rayleigh–Ritz step: they capture no less of M than V does."""
+    basis = jnp.linalg.qr(jnp.concatenate([vectors, matrix @ (matrix.T @ vectors)], axis=1))[0]
+    inner = matrix.T @ basis
+    return basis @ jnp.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, : vectors.shape[1]]
+
+
+class Anderson(NamedTuple):
+    """Extrapolates a fixed-point map from its last evaluations (Anderson, 1965; Walker and Ni, 2011).
+
+    Holds the last differences of images and residuals (image less argument), flattened; `used` of them are in use: −1 before
+    the first evaluation, 0 after it, when the extrapolation is the plain image.
+    """
+
+    images: Float[Array, "m size"]
+    residuals: Float[Array, "m size"]
+    last_image: Float[Array, " size"]
+    last_residual: Float[Array, " size"]
+    used: Array
+
+    @classmethod
+    def empty(cls, size: int, dtype: DTypeLike) -> "Anderson":
+        table, row = jnp.zeros((MEMORY, size), dtype), jnp.zeros(size, dtype)
+        return cls(table, table, row, row, jnp.array(-1))
+
+    def push(self, image: Float[Array, " size"], residual: Float[Array, " size"]) -> "Anderson":
+        """Remember one more evaluation; the first after a restart only sets the base of the differences."""
+        slot = jnp.maximum(self.used, 0) % MEMORY
+        keep = self.used < 0
+        images = self.images.at[slot].set(jnp.where(keep, self.images[slot], image - self.last_image))
+        residuals = self.residuals.at[slot].set(jnp.where(keep, self.residuals[slot], residual - self.last_residual))
+        return Anderson(images, residuals, image, residual, self.used + 1)
+
+    def extrapolate(self) -> Float[Array, " size"]:
+        """The combination of past images whose combined residual is smallest (type II), slightly regularised."""
+        present = jnp.arange(MEMORY) < self.used
+        R = jnp.where(present[:, None], self.residuals, 0)
+        gram = R @ R.T
+        ridge = 1e-10 * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny
+        system = gram + jnp.diag(jnp.where(present, ridge, 1))
+        gamma = jnp.linalg.solve(system, R @ self.last_residual)
+        return self.last_image - jnp.where(present, gamma, 0) @ self.images

@@ -14,10 +14,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
-from hcl_jax.linalg import least_squares_map
+from hcl_jax.linalg import Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
 from hcl_jax.structure import Hierarchy
 
-MEMORY = 6  # differences that the extrapolation combines
 GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
 WARM_FROM = 3  # times the columns of the warm-started basis: from this size of a matrix on it beats an eigendecomposition
 
@@ -201,21 +200,6 @@ def _widths(hierarchy: Hierarchy, config: JiveConfig, n: int) -> tuple[int, ...]
     return (joint, *individual)
 
 
-def _decompose(matrix: Float[Array, "q p"], k: int) -> Float[Array, "q k"]:
-    """The leading k left singular vectors, by the Gram matrix of the smaller side."""
-    q, p = matrix.shape
-    if q <= p:
-        return jnp.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :k]
-    return jnp.linalg.qr(matrix @ jnp.linalg.eigh(matrix.T @ matrix)[1][:, ::-1][:, :k])[0]
-
-
-def _improve(matrix: Float[Array, "q p"], vectors: Float[Array, "q k"]) -> Float[Array, "q k"]:
-    """The best left vectors in the span of [V, MMᵀV]: they capture no less of M than V does."""
-    basis = jnp.linalg.qr(jnp.concatenate([vectors, matrix @ (matrix.T @ vectors)], axis=1))[0]
-    inner = matrix.T @ basis
-    return basis @ jnp.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, : vectors.shape[1]]
-
-
 def _with_guard(width: int, shape: tuple[int, ...]) -> int:
     """Columns to track: with a guard where these are improved from sweep to sweep, which pays in a large matrix."""
     return width + GUARD if width and WARM_FROM * 2 * (width + GUARD) <= min(shape) else width
@@ -224,7 +208,7 @@ def _with_guard(width: int, shape: tuple[int, ...]) -> int:
 def _leading(matrix: Float[Array, "q p"], tracked: Float[Array, "q k"], width: int) -> Float[Array, "q k"]:
     """The leading left vectors: improved from the tracked ones if there is a guard among them, else decomposed."""
     k = tracked.shape[1]
-    return _improve(matrix, tracked) if k > width else _decompose(matrix, k)
+    return improved_left_vectors(matrix, tracked) if k > width else leading_left_vectors(matrix, k)
 
 
 class _Problem(NamedTuple):
@@ -243,12 +227,12 @@ class _Problem(NamedTuple):
             widths = [min(self.masks[0].size + mask.size, *Z.shape) for Z, mask in zip(self.rows, self.masks[1:], strict=True)]
             ranks = [self.masks[0].sum() + mask.sum() for mask in self.masks[1:]]
             spaces = [
-                jnp.where((jnp.arange(width) < rank)[None, :], _decompose(Z, width), 0)
+                jnp.where((jnp.arange(width) < rank)[None, :], leading_left_vectors(Z, width), 0)
                 for Z, width, rank in zip(self.rows, widths, ranks, strict=True)
             ]
-            return _decompose(jnp.concatenate(spaces, axis=1), k)
+            return leading_left_vectors(jnp.concatenate(spaces, axis=1), k)
         if self.start is None:
-            return _decompose(self.core, k)
+            return leading_left_vectors(self.core, k)
         return jnp.linalg.svd(self.core - self.start, full_matrices=False)[0][:, :k]  # too large for a Gram matrix
 
     def block(
@@ -305,11 +289,11 @@ def _alternate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Arr
             left = _without(V_J, rows[m] - V_J @ L_J[a:b].T)
             if orthogonal and not first:
                 left = _without_others(V, m, left)
-            V[m], L_m = problem.block(left, _decompose(left, masks[m + 1].size), m + 1)
+            V[m], L_m = problem.block(left, leading_left_vectors(left, masks[m + 1].size), m + 1)
             L.append(L_m)
         if orthogonal and first:
             projected = [_without_others(V, m, V[m] @ L[m].T) for m in range(n_views)]
-            pairs = [problem.block(A, _decompose(A, masks[m + 1].size), m + 1) for m, A in enumerate(projected)]
+            pairs = [problem.block(A, leading_left_vectors(A, masks[m + 1].size), m + 1) for m, A in enumerate(projected)]
             V, L = [V_m for V_m, _ in pairs], [L_m for _, L_m in pairs]
         zero = jnp.zeros((), jnp.int32)
         return _Parts(V_J, L_J, tuple(V), tuple(L), status=zero, steps=zero + 1)
@@ -317,7 +301,7 @@ def _alternate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Arr
     def step(state: tuple[_Parts, Float[Array, ""]]) -> tuple[_Parts, Float[Array, ""]]:
         old, _ = state
         D = core - old.individual_part()
-        parts = sweep(_decompose(D, masks[0].size), D, list(old.individual), first=False)
+        parts = sweep(leading_left_vectors(D, masks[0].size), D, list(old.individual), first=False)
         return parts._replace(steps=old.steps + 1), _move(parts, old)
 
     def unfinished(state: tuple[_Parts, Float[Array, ""]]) -> Bool[Array, ""]:
@@ -330,7 +314,7 @@ def _alternate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Arr
 
 
 class _Search(NamedTuple):
-    """Accepted parts, where to go next, and what Anderson's extrapolation remembers."""
+    """Accepted parts, where to go next, and what the extrapolation remembers."""
 
     parts: _Parts
     value: Float[Array, ""]
@@ -338,11 +322,7 @@ class _Search(NamedTuple):
     next: Float[Array, "q r"]
     plain: Float[Array, "q r"]
     is_plain: Bool[Array, ""]
-    past_V: Float[Array, "q r"]
-    past_move: Float[Array, "q r"]
-    delta_V: Float[Array, "memory qr"]
-    delta_move: Float[Array, "memory qr"]
-    held: Int[Array, ""]
+    memory: Anderson
     change: Float[Array, ""]
 
 
@@ -375,22 +355,15 @@ def _accelerate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Ar
         own = jnp.pad(masks[0], (0, state.tracked[0].shape[1] - width))
         joint = _leading(D, jnp.where(own[None, :], _padded(V_J, state.tracked[0]), state.tracked[0]), width)
         plain = _aligned(jnp.where(masks[0][None, :], joint[:, :width], 0), V_J)
-        move = plain - V_J
-        fresh = (state.held > 0)[None, None]
-        delta_V = jnp.roll(state.delta_V, 1, axis=0).at[0].set((V_J - state.past_V).ravel())
-        delta_move = jnp.roll(state.delta_move, 1, axis=0).at[0].set((move - state.past_move).ravel())
-        delta_V, delta_move = jnp.where(fresh, delta_V, 0), jnp.where(fresh, delta_move, 0)
-        weights = _mixing(delta_move, move.ravel())
-        ahead = _orthonormal(plain - (weights @ (delta_V + delta_move)).reshape(q, width))
-        accepted = _Search(
-            parts, value, (joint, *vectors), ahead, plain, state.held == 0, V_J, move, delta_V, delta_move,
-            state.held + 1, _move(parts, state.parts),
-        )  # fmt: skip
+        memory = state.memory.push(plain.ravel(), (plain - V_J).ravel())
+        ahead = _orthonormal(memory.extrapolate().reshape(q, width))
+        change = _move(parts, state.parts)
+        accepted = _Search(parts, value, (joint, *vectors), ahead, plain, memory.used == 0, memory, change)
         back = state._replace(
             parts=state.parts._replace(steps=state.parts.steps + 1),
             next=state.plain,
             is_plain=jnp.array(True),
-            held=jnp.zeros_like(state.held),
+            memory=Anderson.empty(q * width, dtype),
             change=jnp.full_like(state.change, jnp.inf),
         )
         worse = (value > state.value * (1 + 100 * eps)) & ~state.is_plain
@@ -401,15 +374,15 @@ def _accelerate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Ar
 
     joint = problem.decomposed_start(_with_guard(width, core.shape))
     V_J = jnp.where(masks[0][None, :], joint[:, :width], 0)
-    vectors = [_decompose(_without(V_J, Z), _with_guard(mask.size, Z.shape)) for Z, mask in zip(rows, masks[1:], strict=True)]
+    vectors = [
+        leading_left_vectors(_without(V_J, Z), _with_guard(mask.size, Z.shape)) for Z, mask in zip(rows, masks[1:], strict=True)
+    ]
     zero, infinite = jnp.zeros((), jnp.int32), jnp.array(jnp.inf, dtype)
     nothing = tuple(jnp.zeros((q, mask.size), dtype) for mask in masks[1:])
     unloaded = tuple(jnp.zeros((Z.shape[1], mask.size), dtype) for Z, mask in zip(rows, masks[1:], strict=True))
     parts = _Parts(V_J, jnp.zeros((core.shape[1], width), dtype), nothing, unloaded, zero, zero)
-    memory = jnp.zeros((MEMORY, q * width), dtype)
-    start = _Search(
-        parts, infinite, (joint, *vectors), V_J, V_J, jnp.array(True), V_J, jnp.zeros_like(V_J), memory, memory, zero, infinite
-    )
+    memory = Anderson.empty(q * width, dtype)
+    start = _Search(parts, infinite, (joint, *vectors), V_J, V_J, jnp.array(True), memory, infinite)
     end = lax.while_loop(unfinished, step, start)
     V, L = end.parts.joint, end.parts.joint_loadings
     turn = jnp.linalg.eigh(L.T @ L)[1][:, ::-1]  # to singular vectors of the joint part, largest first
@@ -433,14 +406,6 @@ def _orthonormal(V: Float[Array, "q r"]) -> Float[Array, "q r"]:
     positive = values > jnp.finfo(V.dtype).eps
     roots = jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, values, 1)), 0)
     return V @ ((vectors * roots[None, :]) @ vectors.T)
-
-
-def _mixing(differences: Float[Array, "memory k"], target: Float[Array, " k"]) -> Float[Array, " memory"]:
-    """Least-squares weights of the target on the differences, those that add nothing left out."""
-    values, vectors = jnp.linalg.eigh(differences @ differences.T)
-    cut = 1e4 * jnp.finfo(target.dtype).eps * values[-1]
-    inverse = jnp.where(values > cut, 1 / jnp.where(values > cut, values, 1), 0)
-    return vectors @ (inverse * (vectors.T @ (differences @ target)))
 
 
 def _without(V: Float[Array, "q r"], matrix: Float[Array, "q p"]) -> Float[Array, "q p"]:

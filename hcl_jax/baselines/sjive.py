@@ -13,10 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from hcl_jax.baselines.linear import LinearFit, stack_views
 from hcl_jax.estimators.estimate import default_tolerance
-from hcl_jax.linalg import least_squares_map
+from hcl_jax.linalg import Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
 from hcl_jax.structure import Hierarchy
 
-MEMORY = 6  # differences that the extrapolation combines
 GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
 
 
@@ -103,9 +102,7 @@ class _State(NamedTuple):
     parts: Float[Array, "q a"]
     """The individual parts, each with its share of the response, that the last accepted sweep gave."""
     ahead: Float[Array, "q a"]
-    past_parts: Float[Array, "memory qa"]
-    past_moves: Float[Array, "memory qa"]
-    held: Int[Array, ""]
+    memory: Anderson
     change: Float[Array, ""]
     step: Int[Array, ""]
 
@@ -123,22 +120,13 @@ def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -
     return _Standardised(core, centre, jnp.where(scale > floor, scale, 1))
 
 
-def _decompose(T: Float[Array, "q p"], k: int) -> Float[Array, "q k"]:
-    """The k leading left singular vectors, by the Gram matrix of the smaller side."""
-    if T.shape[0] <= T.shape[1]:
-        return jnp.linalg.eigh(T @ T.T)[1][:, ::-1][:, :k]
-    return jnp.linalg.qr(T @ jnp.linalg.eigh(T.T @ T)[1][:, ::-1][:, :k])[0]
-
-
 def _leading(T: Float[Array, "q p"], tracked: Float[Array, "q k"]) -> Float[Array, "q k"]:
     """The leading left singular vectors: of a large matrix the best in the span of [V, TTᵀV], V those tracked from the last
     sweep, which capture no less than V does."""
     k = tracked.shape[1]
     if 6 * k > min(T.shape) or k == 0:
-        return _decompose(T, k)
-    basis, _ = jnp.linalg.qr(jnp.concatenate([tracked, T @ (T.T @ tracked)], axis=1))
-    inner = T.T @ basis
-    return basis @ jnp.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, :k]
+        return leading_left_vectors(T, k)
+    return improved_left_vectors(T, tracked)
 
 
 def _truncated(vectors: Float[Array, "q k"], width: int, rank: Int[Array, ""]) -> Float[Array, "q w"]:
@@ -195,15 +183,6 @@ class _Problem(NamedTuple):
         return new, tuple(kept), _Blocks(V_J, tuple(vectors), tuple(loadings)), value
 
 
-def _mixing(moves: Float[Array, "memory qa"], move: Float[Array, " qa"]) -> Float[Array, " memory"]:
-    """Anderson's weights: the combination of past differences of moves that is nearest to the last move."""
-    gram = moves @ moves.T
-    values, vectors = jnp.linalg.eigh(gram)
-    cut = 100 * jnp.finfo(gram.dtype).eps * jnp.maximum(values[-1], jnp.finfo(gram.dtype).tiny)
-    inverse = jnp.where(values > cut, 1 / jnp.where(values > cut, values, 1), 0)
-    return vectors @ (inverse * (vectors.T @ (moves @ move)))
-
-
 def _solve(problem: _Problem, tolerance: float, max_steps: int, start: str) -> _State:
     """The alternation of the paper as a map of the individual parts, extrapolated by Anderson's method.
 
@@ -218,39 +197,26 @@ def _solve(problem: _Problem, tolerance: float, max_steps: int, start: str) -> _
     def step(state: _State) -> _State:
         new, tracked, blocks, value = problem.sweep(state.ahead, state.tracked)
         move = new - state.ahead
-        # row 0 holds the last accepted input and move; the others differences, newest first
-        parts, moves = state.ahead.ravel(), move.ravel()
-        fresh = state.held > 0
-        d_parts = jnp.where(fresh, parts - state.past_parts[0], 0)
-        d_moves = jnp.where(fresh, moves - state.past_moves[0], 0)
-        past_parts = jnp.concatenate([parts[None], d_parts[None], state.past_parts[1:-1]])
-        past_moves = jnp.concatenate([moves[None], d_moves[None], state.past_moves[1:-1]])
-        weights = _mixing(past_moves[1:], moves)
-        ahead = (parts + moves - weights @ (past_parts[1:] + past_moves[1:])).reshape(new.shape)
-        change = jnp.linalg.norm(move)
-        next_step = state.step + 1
-        accepted = _State(blocks, tracked, value, new, ahead, past_parts, past_moves, state.held + 1, change, next_step)
-        none = jnp.zeros_like(state.past_parts)
-        back = state._replace(
-            ahead=state.parts, past_parts=none, past_moves=none, held=jnp.zeros_like(state.held), change=infinite, step=next_step
-        )
-        dropped = (value > state.value * (1 + 100 * jnp.finfo(dtype).eps)) & (state.held > 0)
+        memory = state.memory.push(new.ravel(), move.ravel())
+        ahead = memory.extrapolate().reshape(new.shape)
+        accepted = _State(blocks, tracked, value, new, ahead, memory, jnp.linalg.norm(move), state.step + 1)
+        back = state._replace(ahead=state.parts, memory=Anderson.empty(new.size, dtype), change=infinite, step=state.step + 1)
+        dropped = (value > state.value * (1 + 100 * jnp.finfo(dtype).eps)) & (state.memory.used >= 0)
         return jax.tree.map(lambda a, b: jnp.where(dropped, b, a), accepted, back)
 
     def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.change > tolerance * norm) & (state.step < max_steps)
 
     nothing = jnp.zeros((q, sum(shapes[1:])), dtype)
-    joint = _decompose(_start_matrix(problem, start), guards[0])
+    joint = leading_left_vectors(_start_matrix(problem, start), guards[0])
     V_J = _truncated(joint, problem.widths[0], problem.ranks[0])
     tracked = [joint]
     for Z, guard in zip(problem.views, guards[1:], strict=True):
         target = jnp.concatenate([Z, problem.core[:, -1:]], axis=1)
-        tracked.append(_decompose(target - V_J @ (V_J.T @ target), guard))
+        tracked.append(leading_left_vectors(target - V_J @ (V_J.T @ target), guard))
     parts, kept, blocks, value = problem.sweep(nothing, tracked, joint)
-    memory = jnp.zeros((MEMORY + 1, parts.size), dtype)
-    zero = jnp.zeros((), jnp.int32)
-    return lax.while_loop(unfinished, step, _State(blocks, kept, value, parts, parts, memory, memory, zero, infinite, zero + 1))
+    first = _State(blocks, kept, value, parts, parts, Anderson.empty(parts.size, dtype), infinite, jnp.ones((), jnp.int32))
+    return lax.while_loop(unfinished, step, first)
 
 
 def _start_matrix(problem: _Problem, start: str) -> Float[Array, "q p"]:
@@ -259,7 +225,7 @@ def _start_matrix(problem: _Problem, start: str) -> Float[Array, "q p"]:
     spaces = []
     for Z, width, rank in zip(problem.views, problem.widths[1:], problem.ranks[1:], strict=True):
         most = min(width + problem.widths[0], *Z.shape)
-        spaces.append(_truncated(_decompose(Z, most), most, rank + problem.ranks[0]))
+        spaces.append(_truncated(leading_left_vectors(Z, most), most, rank + problem.ranks[0]))
     return jnp.concatenate(spaces, axis=1)
 
 

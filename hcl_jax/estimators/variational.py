@@ -5,16 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
 from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise
-from hcl_jax.linalg import spd_inverse
+from hcl_jax.linalg import Anderson, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure
 
-MEMORY = 6  # past steps that Anderson acceleration combines
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
 PRUNED = 1e6  # cap of α, in units of the data precision νΩ_kk/σ²: a column there is pruned
 
@@ -82,39 +80,6 @@ class _Vb:
         return _Sweep(Posterior(mean, column_covariances, precisions, new_noise[None]), bound)
 
 
-class _Anderson(NamedTuple):
-    """The last differences of images and residuals of a fixed-point map, flattened; `used` of them are in use."""
-
-    images: Float[Array, "m size"]
-    residuals: Float[Array, "m size"]
-    last_image: Float[Array, " size"]
-    last_residual: Float[Array, " size"]
-    used: Array
-
-    @classmethod
-    def empty(cls, size: int, dtype: DTypeLike) -> "_Anderson":
-        table, row = jnp.zeros((MEMORY, size), dtype), jnp.zeros(size, dtype)
-        return cls(table, table, row, row, jnp.array(-1))
-
-    def push(self, image: Float[Array, " size"], residual: Float[Array, " size"]) -> "_Anderson":
-        """Remember one more evaluation; the first after a restart only sets the base of the differences."""
-        slot = jnp.maximum(self.used, 0) % MEMORY
-        keep = self.used < 0
-        images = self.images.at[slot].set(jnp.where(keep, self.images[slot], image - self.last_image))
-        residuals = self.residuals.at[slot].set(jnp.where(keep, self.residuals[slot], residual - self.last_residual))
-        return _Anderson(images, residuals, image, residual, self.used + 1)
-
-    def extrapolate(self) -> Float[Array, " size"]:
-        """The combination of past images whose combined residual is smallest (type II), slightly regularised."""
-        present = jnp.arange(MEMORY) < self.used
-        R = jnp.where(present[:, None], self.residuals, 0)
-        gram = R @ R.T
-        ridge = 1e-10 * jnp.trace(gram) + jnp.finfo(gram.dtype).tiny
-        system = gram + jnp.diag(jnp.where(present, ridge, 1))
-        gamma = jnp.linalg.solve(system, R @ self.last_residual)
-        return self.last_image - jnp.where(present, gamma, 0) @ self.images
-
-
 def _principal_axes(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
     """The same loadings with orthogonal columns within every structure: the axes along which relevance can be told apart."""
     rotated = []
@@ -152,7 +117,7 @@ def maximise_bound(vb: _Vb, start: Posterior, tolerance: float, max_steps: int) 
         accepted = swept.bound >= best.bound
         image = flatten(swept.posterior)
         pushed = memory.push(image, image - flatten(trial))
-        empty = _Anderson.empty(image.shape[0], image.dtype)
+        empty = Anderson.empty(image.shape[0], image.dtype)
         memory = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), pushed, empty)
         extrapolated = unflatten(memory.extrapolate(), swept.posterior)
         gain = (swept.bound - best.bound) / jnp.abs(swept.bound)
@@ -163,7 +128,7 @@ def maximise_bound(vb: _Vb, start: Posterior, tolerance: float, max_steps: int) 
 
     first = vb.sweep(start)
     size = start.mean.size + 1
-    state = (first, _Anderson.empty(size, start.mean.dtype), first.posterior, jnp.array(0), jnp.array(1))
+    state = (first, Anderson.empty(size, start.mean.dtype), first.posterior, jnp.array(0), jnp.array(1))
     best, _, _, small, steps = jax.lax.while_loop(lambda s: (s[3] < 2) & (s[4] < max_steps), advance, state)
     return best, steps, small >= 2
 
