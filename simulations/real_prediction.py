@@ -171,7 +171,7 @@ class Representations:
         self._configs = {
             "jive": jive.JiveConfig(**ranks),
             "ajive": ajive.AjiveConfig(signal_ranks=signal, **ranks),
-            "sjive": sjive.SJiveConfig(**ranks),
+            "sjive": sjive.SjiveConfig(**ranks),
         }
 
     def scores(self, method: str, split: Split, key: jax.Array) -> Scores:

@@ -347,7 +347,7 @@ def test_bad_data_are_refused():
         ajive.fit([views[0].at[0, 0].set(jnp.nan), *views[1:]], SMALL, key=KEY)
     with pytest.raises(ValueError, match=r"view 2 has shape .*expected 60 rows"):
         ajive.fit([views[0], views[1][:-1], views[2]], SMALL, key=KEY)
-    with pytest.raises(ValueError, match=r"signal_ranks: view 1 has 4; expected 1 to 3 for 4 rows"):
+    with pytest.raises(ValueError, match=r"signal_ranks: view 1 has rank 4; expected 1 to 3 for 4 rows"):
         ajive.fit([view[:4] for view in views], SMALL, key=KEY)
     with pytest.raises(ValueError, match=r"hierarchy: has 1 modality"):
         ajive.fit(views[:1], Hierarchy((9,), {(1,): 2}), key=KEY)
@@ -372,7 +372,7 @@ def test_bad_options_are_refused(options, message):
 def test_ranks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"signal_ranks: are \(2, 2\); expected 3"):
         ajive.fit(small(), SMALL, AjiveConfig(signal_ranks=(2, 2)), key=KEY)
-    with pytest.raises(ValueError, match=r"individual_ranks: view 3 has 8; expected 0 to 7"):
+    with pytest.raises(ValueError, match=r"individual_ranks: view 3 has rank 8; expected 0 to 7"):
         ajive.fit(small(), SMALL, AjiveConfig(individual_ranks=(1, 1, 8)), key=KEY)
     with pytest.raises(ValueError, match=r"joint_rank: is 13; expected at most 12"):
         ajive.fit(small(), SMALL, AjiveConfig(joint_rank=13), key=KEY)

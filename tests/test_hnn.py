@@ -15,7 +15,7 @@ from scipy.linalg import subspace_angles
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines.hnn import (
-    HNNConfig,
+    HnnConfig,
     bi_cross_validate,
     fit,
     penalised_signal,
@@ -268,9 +268,9 @@ def fitted(hierarchy, config):
     return jax.jit(lambda views, key: fit(views, hierarchy, config, key=key))
 
 
-GIVEN = HNNConfig(penalties=(0.02, 0.02, 0.02))
-FIXED = HNNConfig(penalties=(0.02, 0.02))
-CHOSEN = HNNConfig(fractions=(0.0, 0.1, 0.3))
+GIVEN = HnnConfig(penalties=(0.02, 0.02, 0.02))
+FIXED = HnnConfig(penalties=(0.02, 0.02))
+CHOSEN = HnnConfig(fractions=(0.0, 0.1, 0.3))
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ class TestFit:
 
     def test_angles_find_the_ranks_when_widths_leave_room(self):
         views, _ = draw(PAIR, 41, 0.0)
-        found = fitted(PAIR, HNNConfig(penalties=(0.02, 0.02), ranks="angle", width=3))(views, jr.key(0))
+        found = fitted(PAIR, HnnConfig(penalties=(0.02, 0.02), ranks="angle", width=3))(views, jr.key(0))
         assert activity(found) == dict(PAIR.ranks)
         assert found.loadings.shape == (16, 9)
         unused = ~np.asarray(found.membership).any(0)
@@ -338,7 +338,7 @@ class TestFit:
         """Views are rotated to as few columns as there are rows, which the penalties do not see."""
         wide = Hierarchy((50, 30), {(1, 2): 1, (1,): 1})
         views, _ = draw(wide, 20, 0.3)
-        found = fitted(wide, HNNConfig(penalties=(0.1, 0.1)))(views, jr.key(0))
+        found = fitted(wide, HnnConfig(penalties=(0.1, 0.1)))(views, jr.key(0))
         Z = standardised([np.asarray(x) for x in views])
         weights, _ = jax.jit(partial(structure_weights, dims=wide.dims, n=20))(Z)
         penalties = jnp.asarray([0.1, *(0.1 * weights[1:])])
@@ -373,13 +373,13 @@ class TestFit:
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        HNNConfig(**options)
+        HnnConfig(**options)
 
 
 def test_bad_input_is_refused():
     views, _ = draw(SMALL, 20, 0.5)
     with pytest.raises(ValueError, match="penalties: has 2 values"):
-        fit(views, SMALL, HNNConfig(penalties=(0.1, 0.1)), key=jr.key(0))
+        fit(views, SMALL, HnnConfig(penalties=(0.1, 0.1)), key=jr.key(0))
     with pytest.raises(ValueError, match="key"):
         fit(views, SMALL)
     with pytest.raises(ValueError, match="view 2"):
@@ -389,4 +389,4 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="rows"):
         fit([x[:2] for x in views], SMALL, GIVEN)
     with pytest.raises(ValueError, match="modality"):
-        fit(views[:1], Hierarchy((9,), {(1,): 1}), HNNConfig(penalties=(0.1,)))
+        fit(views[:1], Hierarchy((9,), {(1,): 1}), HnnConfig(penalties=(0.1,)))

@@ -434,5 +434,5 @@ def test_bad_options_are_refused(options, message):
 def test_ranks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"individual_ranks: are \(1,\); expected 3"):
         jive.fit(small(), SMALL, JiveConfig(individual_ranks=(1,)), key=KEY)
-    with pytest.raises(ValueError, match=r"individual_ranks: view 3 has rank 8; expected at most 7"):
+    with pytest.raises(ValueError, match=r"individual_ranks: view 3 has rank 8; expected 0 to 7"):
         jive.fit(small(), SMALL, JiveConfig(individual_ranks=(1, 1, 8)), key=KEY)

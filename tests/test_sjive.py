@@ -15,14 +15,14 @@ from scipy.linalg import subspace_angles
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines.linear import activity, predict, transform
-from hcl_jax.baselines.sjive import SJiveConfig, _Problem, fit
+from hcl_jax.baselines.sjive import SjiveConfig, _Problem, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
 SMALL = Hierarchy((9, 7), {(1, 2): 2, (1,): 1, (2,): 2})
 THREE = Hierarchy((6, 5, 7), {(1, 2, 3): 1, (1, 2): 1, (3,): 1})
 FOUR = Hierarchy((5, 4, 6, 5), {(1, 2, 3, 4): 1, (1,): 1, (2, 3): 1})
-HALF, VIEWS_ONLY, RESPONSE = (SJiveConfig(eta=eta, max_steps=200) for eta in (0.5, 1 - 1e-6, 1e-4))
+HALF, VIEWS_ONLY, RESPONSE = (SjiveConfig(eta=eta, max_steps=200) for eta in (0.5, 1 - 1e-6, 1e-4))
 
 
 @cache
@@ -50,7 +50,7 @@ def refitted(name, eta):
     ranks = {(m,): int(r) for m, r in enumerate(reference["rank_indiv"], start=1)}
     ranks[tuple(range(1, len(views) + 1))] = int(reference["rank_joint"])
     hierarchy = Hierarchy([x.shape[1] for x in views], ranks)
-    config = SJiveConfig(eta=eta, max_steps=200)
+    config = SjiveConfig(eta=eta, max_steps=200)
     return compiled(hierarchy, config)(views, jnp.asarray(reference["y"]), jr.key(0)), hierarchy
 
 
@@ -247,7 +247,7 @@ class TestScores:
         np.testing.assert_allclose(found.loadings[9:], 0, atol=1e-12)
 
 
-CHOSEN = SJiveConfig(etas=(1e-4, 0.5, 1 - 1e-6), folds=3, path_max_steps=200, path_tolerance=1e-6, max_steps=200)
+CHOSEN = SjiveConfig(etas=(1e-4, 0.5, 1 - 1e-6), folds=3, path_max_steps=200, path_tolerance=1e-6, max_steps=200)
 
 
 class TestSelection:
@@ -277,17 +277,17 @@ class TestSelection:
         hierarchy = Hierarchy(SMALL.dims, {(1, 2): 2, (1,): 2, (2,): 2})
         scores = np.linalg.svd(standardised(views, np.arange(90.0))[:, :-1])[0][:, 0]
         y = jnp.asarray(scores * 10 + 0.1 * rng.standard_normal(90))
-        found = compiled(hierarchy, SJiveConfig(eta=0.5, ranks="forward", folds=3))(views, y, jr.key(0))
+        found = compiled(hierarchy, SjiveConfig(eta=0.5, ranks="forward", folds=3))(views, y, jr.key(0))
         table = activity(found)
         assert table.get((1, 2), 0) >= 1
         assert sum(table.values()) <= 2
         noise = jnp.asarray(rng.standard_normal(90))
-        nothing = compiled(hierarchy, SJiveConfig(eta=0.5, ranks="forward", folds=3))(views, noise, jr.key(0))
+        nothing = compiled(hierarchy, SjiveConfig(eta=0.5, ranks="forward", folds=3))(views, noise, jr.key(0))
         assert sum(activity(nothing).values()) <= 1
 
     def test_ranks_may_be_traced(self):
         views, y = draw(SMALL)
-        room = SJiveConfig(eta=0.5, joint_rank=3, individual_ranks=(3, 3))
+        room = SjiveConfig(eta=0.5, joint_rank=3, individual_ranks=(3, 3))
         run = jax.jit(lambda views, y, ranks: fit(views, SMALL, room, y=y, ranks=ranks))
         found, exact = run(views, y, jnp.array([2, 1, 2])), compiled(SMALL, HALF)(views, y, jr.key(0))
         assert activity(found) == dict(SMALL.ranks)
@@ -331,7 +331,7 @@ class TestSelection:
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        SJiveConfig(**options)
+        SjiveConfig(**options)
 
 
 def test_bad_input_is_refused():
@@ -349,8 +349,8 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="rows"):
         fit([x[:9] for x in views], SMALL, y=y[:9], key=jr.key(0))
     with pytest.raises(ValueError, match="individual_ranks: are"):
-        fit(views, SMALL, SJiveConfig(eta=0.5, individual_ranks=(1, 1, 1)), y=y)
+        fit(views, SMALL, SjiveConfig(eta=0.5, individual_ranks=(1, 1, 1)), y=y)
     with pytest.raises(ValueError, match="view 2 has rank 8"):
-        fit(views, SMALL, SJiveConfig(eta=0.5, individual_ranks=(1, 8)), y=y)
+        fit(views, SMALL, SjiveConfig(eta=0.5, individual_ranks=(1, 8)), y=y)
     with pytest.raises(ValueError, match="modality"):
         fit(views[:1], Hierarchy((9,), {(1,): 1}), HALF, y=y)

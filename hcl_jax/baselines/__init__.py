@@ -19,7 +19,7 @@ def sjive_at_permutation_ranks(views: Sequence[Array], hierarchy: Hierarchy, *, 
     alone = membership.sum(axis=0) == 1
     ranks = jnp.concatenate([membership.all(axis=0).sum()[None], (membership & alone[None, :]).sum(axis=1)])
     most = tuple(len(hierarchy.active_columns(m)) for m in hierarchy.modalities)
-    config = sjive.SJiveConfig(joint_rank=min(most), individual_ranks=most)
+    config = sjive.SjiveConfig(joint_rank=min(most), individual_ranks=most)
     return sjive.fit(views, hierarchy, config, y=y, key=k_fit, ranks=ranks.astype(jnp.int32))
 
 
@@ -36,8 +36,8 @@ BASELINES: dict[str, Callable[..., LinearFit]] = {
     "mmfl": mmfl.fit,
     "mmfl-cv": partial(mmfl.fit, config=mmfl.MmflConfig(lam=(0.1, 1.0, 10.0), gamma=(1e-3, 0.03, 1.0))),
     "hnn": hnn.fit,
-    "hnn-minimum": partial(hnn.fit, config=hnn.HNNConfig(rule="minimum")),
-    "hnn-angle": partial(hnn.fit, config=hnn.HNNConfig(ranks="angle")),
+    "hnn-minimum": partial(hnn.fit, config=hnn.HnnConfig(rule="minimum")),
+    "hnn-angle": partial(hnn.fit, config=hnn.HnnConfig(ranks="angle")),
 }
 """`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or with the rule behind the dash, which chooses
 ranks, or the weights of the response in MMFL. HNN chooses its penalties by bi-cross-validation: the smallest rank within a

@@ -12,7 +12,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.baselines.linear import (
+    LinearFit,
+    check_given_ranks,
+    check_view_ranks,
+    given_ranks,
+    joint_then_individual,
+    stack_blocks,
+    stack_views,
+)
 from hcl_jax.structure import Hierarchy
 
 
@@ -41,10 +49,7 @@ class AjiveConfig:
             raise ValueError(f"ranks: is {self.ranks!r}; expected 'given', 'given_joint' or 'selected'")
         if self.signal_ranks is not None and min(self.signal_ranks, default=1) < 1:
             raise ValueError(f"signal_ranks: are {self.signal_ranks}; expected positive integers")
-        if self.joint_rank is not None and self.joint_rank < 0:
-            raise ValueError(f"joint_rank: is {self.joint_rank}; expected a non-negative integer")
-        if self.individual_ranks is not None and min(self.individual_ranks, default=0) < 0:
-            raise ValueError(f"individual_ranks: are {self.individual_ranks}; expected non-negative integers")
+        check_given_ranks(self.joint_rank, self.individual_ranks)
         if self.n_draws < 1:
             raise ValueError(f"n_draws: is {self.n_draws}; expected at least 1")
         for name in ("random_percentile", "wedin_percentile"):
@@ -92,7 +97,7 @@ def fit(
     and ranks do not fit, and, outside of compiled code, when a view holds NaN.
     """
     X = stack_views(views, hierarchy.dims)
-    n, d = X.shape
+    n = X.shape[0]
     signal_ranks, joint_rank, individual_ranks = _ranks(hierarchy, config, n)
     edges = np.cumsum([0, *hierarchy.dims])
     centre = X.mean(axis=0)
@@ -109,10 +114,11 @@ def fit(
     kept = kept & (squares > 1e3 * jnp.finfo(X.dtype).eps)
     C, directions = jnp.where(kept[None, :], C, 0), jnp.where(kept[None, :], directions, 0)
 
-    factors, loadings, maps, used = [C], [jnp.concatenate([Z.T @ C for Z in centred])], [directions], [kept]
+    joint_loadings = jnp.concatenate([Z.T @ C for Z in centred])
+    factors, blocks, maps, used = [C], [], [directions], [kept]
     for m, (Z, signal) in enumerate(zip(centred, signals, strict=True)):
         rows = slice(int(edges[m]), int(edges[m + 1]))
-        joint = loadings[0][rows]
+        joint = joint_loadings[rows]
         left = signal_of(Z - C @ joint.T, individual_ranks[m])
         held = left.values > 1e3 * jnp.finfo(X.dtype).eps * signal.values[0]
         if config.ranks != "given":
@@ -120,19 +126,17 @@ def fit(
         inverse = jnp.where(held, 1 / jnp.where(held, left.values, 1), 0)
         onto = left.W * inverse[None, :]
         factors.append(jnp.where(held[None, :], left.U, 0))
-        loadings.append(
-            jnp.zeros((d, individual_ranks[m]), X.dtype).at[rows].set(left.W * jnp.where(held, left.values, 0)[None, :])
-        )
+        blocks.append(left.W * jnp.where(held, left.values, 0)[None, :])
         maps.append((-directions @ (joint.T @ onto)).at[rows].add(onto))
         used.append(held)
-    F, L = jnp.concatenate(factors, axis=1), jnp.concatenate(loadings, axis=1)
+    F, L = jnp.concatenate(factors, axis=1), jnp.concatenate([joint_loadings, stack_blocks(blocks, hierarchy.dims)], axis=1)
     return LinearFit(
         centre=centre,
         scale=jnp.ones_like(centre),
         loadings=L,
         factors=F,
         score_map=jnp.concatenate(maps, axis=1),
-        membership=_seen(width, individual_ranks) & jnp.concatenate(used)[None, :],
+        membership=jnp.asarray(joint_then_individual(width, individual_ranks)) & jnp.concatenate(used)[None, :],
         objective=jnp.sum((jnp.concatenate(centred, axis=1) - F @ L.T) ** 2),
         status=jnp.where(jnp.isfinite(L).all(), 0, 2).astype(jnp.int32),
         steps=jnp.ones((), jnp.int32),
@@ -142,29 +146,18 @@ def fit(
 
 def _ranks(hierarchy: Hierarchy, config: AjiveConfig, n: int) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
     """Signal ranks, joint rank, and widths of the individual parts."""
-    n_views, everywhere = hierarchy.n_modalities, tuple(hierarchy.modalities)
     signal = config.signal_ranks
     if signal is None:
-        signal = tuple(sum(rank for s, rank in hierarchy.ranks if m in s) for m in hierarchy.modalities)
-    joint = hierarchy.rank(everywhere) if config.joint_rank is None else config.joint_rank
+        signal = tuple(len(hierarchy.active_columns(m)) for m in hierarchy.modalities)
+    joint = given_ranks(hierarchy)[0] if config.joint_rank is None else config.joint_rank
     individual = tuple(max(t - joint, 0) for t in signal) if config.individual_ranks is None else config.individual_ranks
     if config.ranks != "given":
         individual = signal  # no more singular values can exceed the threshold, as those of a projection interlace
-    for name, ranks, least in (("signal_ranks", signal, 1), ("individual_ranks", individual, 0)):
-        if len(ranks) != n_views:
-            raise ValueError(f"{name}: are {ranks}; expected {n_views} of them")
-        for m, (rank, p) in enumerate(zip(ranks, hierarchy.dims, strict=True), start=1):
-            if not least <= rank <= min(n - 1, p):
-                raise ValueError(f"{name}: view {m} has {rank}; expected {least} to {min(n - 1, p)} for {n} rows")
+    check_view_ranks("signal_ranks", signal, hierarchy.dims, n, least=1)
+    check_view_ranks("individual_ranks", individual, hierarchy.dims, n)
     if config.ranks != "selected" and joint > sum(signal):
         raise ValueError(f"joint_rank: is {joint}; expected at most {sum(signal)}, the sum of the signal ranks")
     return signal, joint, individual
-
-
-def _seen(joint: int, individual: Sequence[int]) -> Bool[Array, "M R"]:
-    M = len(individual)
-    blocks = [np.repeat(np.arange(M)[:, None] == m, width, axis=1) for m, width in enumerate(individual)]
-    return jnp.asarray(np.concatenate([np.ones((M, joint), bool), *blocks], axis=1))
 
 
 def signal_of(Z: Float[Array, "n p"], t: int) -> Signal:

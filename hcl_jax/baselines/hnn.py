@@ -20,7 +20,7 @@ CHECK_EVERY = 5  # passes between two evaluations of the duality gap, which cost
 
 
 @dataclass(frozen=True)
-class HNNConfig:
+class HnnConfig:
     """Options of `fit`."""
 
     penalties: tuple[float, ...] | None = None
@@ -478,7 +478,7 @@ def structure_scores(
 def fit(
     views: Sequence[Array],
     hierarchy: Hierarchy,
-    config: HNNConfig = HNNConfig(),  # noqa: B008  # frozen
+    config: HnnConfig = HnnConfig(),
     *,
     y: Array | None = None,
     key: Key[Array, ""] | None = None,

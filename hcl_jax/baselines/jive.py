@@ -13,7 +13,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
+from hcl_jax.baselines.linear import (
+    LinearFit,
+    check_given_ranks,
+    check_view_ranks,
+    given_ranks,
+    joint_then_individual,
+    stack_blocks,
+    stack_views,
+    view_norms,
+)
 from hcl_jax.linalg import Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
 from hcl_jax.structure import Hierarchy
 
@@ -62,10 +71,7 @@ class JiveConfig:
             raise ValueError(f"ranks: is {self.ranks!r}; expected 'given', 'permutation' or 'bic'")
         if self.start not in ("shared", "zero", "r.jive"):
             raise ValueError(f"start: is {self.start!r}; expected 'shared', 'zero' or 'r.jive'")
-        if self.joint_rank is not None and self.joint_rank < 0:
-            raise ValueError(f"joint_rank: is {self.joint_rank}; expected a non-negative integer")
-        if self.individual_ranks is not None and min(self.individual_ranks, default=0) < 0:
-            raise ValueError(f"individual_ranks: are {self.individual_ranks}; expected non-negative integers")
+        check_given_ranks(self.joint_rank, self.individual_ranks)
         for name in ("tolerance", "round_tolerance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: is {getattr(self, name)}; expected a positive number")
@@ -150,13 +156,7 @@ def fit(
     else:
         parts = _by_bic(at_ranks, core, n, edges, widths, config)
 
-    blocks = [
-        jnp.zeros((d, width), X.dtype).at[a:b].set(L)
-        for (a, b), width, L in zip(pairwise(edges), widths[1:], parts.individual_loadings, strict=True)
-    ]
-    loadings = jnp.concatenate([parts.joint_loadings, *blocks], axis=1)
-    seen = [np.ones((len(hierarchy.dims), widths[0]), bool)]
-    seen += [np.arange(len(hierarchy.dims))[:, None] == np.full(width, m) for m, width in enumerate(widths[1:])]
+    loadings = jnp.concatenate([parts.joint_loadings, stack_blocks(parts.individual_loadings, hierarchy.dims)], axis=1)
     used = jnp.any(loadings != 0, axis=0)
     return LinearFit(
         centre=centre,
@@ -164,7 +164,7 @@ def fit(
         loadings=loadings,
         factors=scores_of(jnp.concatenate([parts.joint, *parts.individual], axis=1)),
         score_map=least_squares_map(loadings),
-        membership=jnp.asarray(np.concatenate(seen, axis=1)) & used[None, :],
+        membership=jnp.asarray(joint_then_individual(widths[0], widths[1:])) & used[None, :],
         objective=jnp.sum((core - parts.joint_part() - parts.individual_part()) ** 2),
         status=parts.status,
         steps=parts.steps,
@@ -181,22 +181,16 @@ def _checked(views: Sequence[Array], hierarchy: Hierarchy) -> Float[Array, "n d"
 
 def _widths(hierarchy: Hierarchy, config: JiveConfig, n: int) -> tuple[int, ...]:
     """(joint, individual of every view): the given ranks, or the largest that a selection considers."""
-    everywhere, given = tuple(hierarchy.modalities), config.ranks == "given"
-    seen = [sum(rank for s, rank in hierarchy.ranks if m in s) for m in hierarchy.modalities]
-    joint, individual = config.joint_rank, config.individual_ranks
-    most_joint, most_individual = min(n - 1, hierarchy.n_features), [min(n - 1, p) for p in hierarchy.dims]
-    if joint is None:
-        joint = hierarchy.rank(everywhere) if given else min(*seen, most_joint)
-    if individual is None:
-        shared = hierarchy.rank(everywhere) if given else 0
-        individual = tuple(t - shared if given else min(t, most) for t, most in zip(seen, most_individual, strict=True))
-    if len(individual) != hierarchy.n_modalities:
-        raise ValueError(f"individual_ranks: are {individual}; expected {hierarchy.n_modalities} of them")
-    if joint > most_joint:
-        raise ValueError(f"joint_rank: is {joint}; expected at most {most_joint} for {n} rows")
-    for m, (rank, most) in enumerate(zip(individual, most_individual, strict=True), start=1):
-        if rank > most:
-            raise ValueError(f"individual_ranks: view {m} has rank {rank}; expected at most {most} for {n} rows")
+    most = min(n - 1, hierarchy.n_features)
+    joint, individual = given_ranks(hierarchy)
+    if config.ranks != "given":
+        seen = [joint + rank for rank in individual]
+        joint, individual = min(*seen, most), tuple(min(t, n - 1, p) for t, p in zip(seen, hierarchy.dims, strict=True))
+    joint = joint if config.joint_rank is None else config.joint_rank
+    individual = individual if config.individual_ranks is None else config.individual_ranks
+    if joint > most:
+        raise ValueError(f"joint_rank: is {joint}; expected at most {most} for {n} rows")
+    check_view_ranks("individual_ranks", individual, hierarchy.dims, n)
     return (joint, *individual)
 
 

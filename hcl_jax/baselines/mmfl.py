@@ -225,7 +225,7 @@ def _score_map(solution: _Solution, lam: Float[Array, ""], config: MmflConfig) -
 def fit(
     views: Sequence[Array],
     hierarchy: Hierarchy,
-    config: MmflConfig = MmflConfig(),  # noqa: B008  # frozen
+    config: MmflConfig = MmflConfig(),
     *,
     y: Array | None = None,
     key: Key[Array, ""],

@@ -11,7 +11,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.baselines.linear import (
+    LinearFit,
+    check_given_ranks,
+    check_view_ranks,
+    given_ranks,
+    joint_then_individual,
+    stack_views,
+)
 from hcl_jax.estimators.estimate import default_tolerance
 from hcl_jax.linalg import Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
 from hcl_jax.structure import Hierarchy
@@ -20,7 +27,7 @@ GUARD = 8  # further columns of a warm-started subspace: its convergence follows
 
 
 @dataclass(frozen=True)
-class SJiveConfig:
+class SjiveConfig:
     """Options of `fit`.
 
     eta: the weight of the views against the response, between 0 and 1; None: of `etas` the one of least squared error in
@@ -66,10 +73,7 @@ class SJiveConfig:
             raise ValueError(f"start: is {self.start!r}; expected 'joint' or 'shared'")
         if not self.improvement >= 0:
             raise ValueError(f"improvement: is {self.improvement}; expected a non-negative number")
-        if self.joint_rank is not None and self.joint_rank < 0:
-            raise ValueError(f"joint_rank: is {self.joint_rank}; expected a non-negative integer")
-        if self.individual_ranks is not None and min(self.individual_ranks, default=0) < 0:
-            raise ValueError(f"individual_ranks: are {self.individual_ranks}; expected non-negative integers")
+        check_given_ranks(self.joint_rank, self.individual_ranks)
         for name in ("tolerance", "path_tolerance"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -269,7 +273,7 @@ def _fitted(
     widths: tuple[int, ...],
     ranks: Int[Array, " blocks"],
     eta: Float[Array, ""],
-    config: SJiveConfig,
+    config: SjiveConfig,
     tolerance: float,
     max_steps: int,
 ) -> tuple[_Model, _State]:
@@ -299,7 +303,7 @@ def _cross_validate(
     widths: tuple[int, ...],
     ranks: Int[Array, "grid blocks"],
     etas: Float[Array, " grid"],
-    config: SJiveConfig,
+    config: SjiveConfig,
 ) -> Float[Array, " grid"]:
     """Mean squared error of the held-out responses at every (ranks, η), over the variance of the response."""
 
@@ -326,7 +330,7 @@ def _forward(
     folds: _Folds,
     dims: tuple[int, ...],
     widths: tuple[int, ...],
-    config: SJiveConfig,
+    config: SjiveConfig,
 ) -> Int[Array, " blocks"]:
     """Ranks by forward selection: one more at a time, while it lowers the cross-validated error enough."""
     most = jnp.array(widths, jnp.int32)
@@ -351,20 +355,14 @@ def _forward(
     return ranks
 
 
-def _widths(hierarchy: Hierarchy, config: SJiveConfig, n: int) -> tuple[int, ...]:
+def _widths(hierarchy: Hierarchy, config: SjiveConfig, n: int) -> tuple[int, ...]:
     """(joint, individual of every view): the given ranks, or the largest that a selection may reach."""
-    shared = hierarchy.rank(tuple(hierarchy.modalities))
-    joint = shared if config.joint_rank is None else config.joint_rank
-    individual = config.individual_ranks
-    if individual is None:
-        individual = tuple(sum(rank for s, rank in hierarchy.ranks if m in s) - shared for m in hierarchy.modalities)
-    if len(individual) != hierarchy.n_modalities:
-        raise ValueError(f"individual_ranks: are {individual}; expected {hierarchy.n_modalities} of them")
+    joint, individual = given_ranks(hierarchy)
+    joint = joint if config.joint_rank is None else config.joint_rank
+    individual = individual if config.individual_ranks is None else config.individual_ranks
     if joint > min(n - 1, hierarchy.n_features):
         raise ValueError(f"joint_rank: is {joint}; expected at most {min(n - 1, hierarchy.n_features)} for {n} rows")
-    for m, (rank, dim) in enumerate(zip(individual, hierarchy.dims, strict=True), start=1):
-        if rank > min(n - 1, dim):
-            raise ValueError(f"individual_ranks: view {m} has rank {rank}; expected at most {min(n - 1, dim)} for {n} rows")
+    check_view_ranks("individual_ranks", individual, hierarchy.dims, n)
     if joint + sum(individual) == 0:
         raise ValueError("joint_rank, individual_ranks: are all 0; expected a positive rank")
     return (joint, *individual)
@@ -373,7 +371,7 @@ def _widths(hierarchy: Hierarchy, config: SJiveConfig, n: int) -> tuple[int, ...
 def fit(
     views: Sequence[Array],
     hierarchy: Hierarchy,
-    config: SJiveConfig = SJiveConfig(),  # noqa: B008  # frozen
+    config: SjiveConfig = SjiveConfig(),
     *,
     y: Array | None = None,
     key: PRNGKeyArray | None = None,
@@ -434,9 +432,6 @@ def fit(
     Z = (columns - everything.centre[None, :]) / everything.scale[None, :]
     factors = model.scores if n <= Z.shape[1] else jnp.linalg.qr(Z)[0] @ model.scores
     used = jnp.any(model.scores != 0, axis=0)
-    joint, *individual = widths
-    blocks = [np.ones((len(dims), joint), bool)]
-    blocks += [np.arange(len(dims))[:, None] == np.full(width, m) for m, width in enumerate(individual)]
     converged = state.change <= tolerance * jnp.linalg.norm(_weighted(everything.core, eta, 1 - eta))
     status = jnp.where(jnp.isfinite(state.value), jnp.where(converged, 0, 1), 2)
     return LinearFit(
@@ -445,7 +440,7 @@ def fit(
         loadings=model.loadings,
         factors=factors,
         score_map=least_squares_map(model.loadings),
-        membership=jnp.asarray(np.concatenate(blocks, axis=1)) & used[None, :],
+        membership=jnp.asarray(joint_then_individual(widths[0], widths[1:])) & used[None, :],
         objective=state.value,
         status=status,
         steps=state.step,

@@ -237,7 +237,7 @@ def canonical_columns(V: Float[Array, "d R"], membership: Bool[Array, "M R"]) ->
 def fit(
     views: Sequence[Array],
     hierarchy: Hierarchy,
-    config: SlideConfig = SlideConfig(),  # noqa: B008  # frozen
+    config: SlideConfig = SlideConfig(),
     *,
     y: Array | None = None,
     key: Key[Array, ""],
