@@ -4,11 +4,14 @@ The figures that tests measure are logged: `pytest -n 0 --log-cli-level=INFO` sh
 """
 
 import logging
+import os
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import settings
 
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, Truth, recovery_errors
@@ -28,7 +31,20 @@ NAIVE = ("naive-svd", "naive-svd-denoised")
 LIKELIHOOD = ("hcl-ml", "hcl-vb")
 HIERARCHICAL = tuple(name for name in ESTIMATORS if name not in NAIVE)
 
+ROOT = Path(__file__).resolve().parent.parent
+PLACES = {"HCL_REFERENCE": ROOT / "../shared/reference", "HCL_DATA": ROOT / "../shared/data"}
+
 _log = logging.getLogger("measured")
+
+
+@cache
+def reference_arrays(name: str, place: str = "HCL_REFERENCE") -> dict[str, np.ndarray]:
+    """The arrays of `name`.npz under the folder that the environment variable `place` names; the test is skipped without it."""
+    path = Path(os.environ.get(place, PLACES[place])) / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not in {place}")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays}
 
 
 def assert_at_most(measured, bound, what: str) -> None:

@@ -1,15 +1,13 @@
 """AJIVE against mvlearn's recorded fits, and what its definition promises."""
 
-import os
 from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import assert_at_most, assert_within, relative
+from helpers import assert_at_most, assert_within, reference_arrays, relative
 from scipy.linalg import subspace_angles
 
 from hcl_jax import Hierarchy
@@ -17,9 +15,6 @@ from hcl_jax.baselines import ajive
 from hcl_jax.baselines.ajive import AjiveConfig, null_draws, signal_of
 from hcl_jax.baselines.linear import activity, transform
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
-DATA = Path(os.environ.get("HCL_DATA", ROOT / "../shared/data"))
 FIT = jax.jit(ajive.fit, static_argnums=(1, 2))
 KEY = jr.key(0)
 SMALL = Hierarchy((9, 8, 7), {(1, 2, 3): 2, (1, 2): 1, (1,): 1, (2,): 1, (3,): 2})
@@ -27,28 +22,16 @@ SELECTED = AjiveConfig("selected", n_draws=200)
 
 
 @cache
-def reference(name):
-    path = REFERENCE / f"ajive_{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in HCL_REFERENCE")
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
-@cache
 def problem_of(name):
     """(stored, views, a hierarchy that only holds their dimensions)."""
-    stored = reference(name)
+    reference = reference_arrays(f"ajive_{name}")
     if name == "tcga":
-        path = DATA / "tcga_brca5" / "tcga_brca5.npz"
-        if not path.exists():
-            pytest.skip(f"{path.name} is not in HCL_DATA")
-        with np.load(path) as arrays:
-            views = [jnp.asarray(arrays[key].astype(float)) for key in ("mrna", "meth", "mirna")]
+        arrays = reference_arrays("tcga_brca5/tcga_brca5", "HCL_DATA")
+        views = [jnp.asarray(arrays[key].astype(float)) for key in ("mrna", "meth", "mirna")]
     else:
-        views = [jnp.asarray(stored[f"x{m}"]) for m in range(1, len(stored["init_signal_ranks"]) + 1)]
+        views = [jnp.asarray(reference[f"x{m}"]) for m in range(1, len(reference["init_signal_ranks"]) + 1)]
     everywhere = tuple(range(1, len(views) + 1))
-    return stored, views, Hierarchy([view.shape[1] for view in views], {everywhere: 1})
+    return reference, views, Hierarchy([view.shape[1] for view in views], {everywhere: 1})
 
 
 def signal_ranks(stored):

@@ -1,16 +1,14 @@
 """Hierarchical nuclear norm: against the authors' code, closed forms, duality, and bi-cross-validation."""
 
-import os
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import assert_at_least, assert_at_most, numpy_loadings, relative
+from helpers import assert_at_least, assert_at_most, numpy_loadings, reference_arrays, relative
 from scipy.linalg import subspace_angles
 
 from hcl_jax import Hierarchy
@@ -27,21 +25,10 @@ from hcl_jax.baselines.hnn import (
 from hcl_jax.baselines.linear import activity, transform
 from hcl_jax.structure import full_lattice
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
 CERTIFIED = {"a": (1.2722447481, 1.375937585, 1.376746407214576, 1.228060201704418)}
 CERTIFIED["b"] = (0.8974878031, 0.9334149770, 0.922793397845117, 0.906633433206749)
 SMALL = Hierarchy((9, 7, 8), {(1, 2, 3): 1, (1, 2): 1, (1,): 1, (3,): 2})
 PAIR = Hierarchy((9, 7), {(1, 2): 2, (1,): 1})
-
-
-@cache
-def stored(name):
-    path = REFERENCE / f"hnn_{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in HCL_REFERENCE")
-    with np.load(path) as arrays:
-        return {key: arrays[key] for key in arrays if arrays[key].dtype.kind in "fiu"}
 
 
 def views_of(reference):
@@ -71,7 +58,7 @@ def solver(dims, **options):
 
 @cache
 def solved(name, setting):
-    reference = stored(name)
+    reference = reference_arrays(f"hnn_{name}")
     views = views_of(reference)
     run = solver(dims_of(views), tolerance=1e-8 if name == "a" else 1e-9)
     return run(jnp.asarray(standardised(views)), penalties_of(reference, setting))
@@ -108,17 +95,19 @@ class TestAgainstTheAuthorsCode:
         found = solved(name, setting)
         assert int(found.status) == 0
         assert_at_most(abs(float(found.objective) - CERTIFIED[name][setting]), 2e-8, "distance from the certified optimum")
-        assert_at_most(float(found.objective), stored(name)["tight_objective"][setting], "objective, against theirs")
+        assert_at_most(
+            float(found.objective), reference_arrays(f"hnn_{name}")["tight_objective"][setting], "objective, against theirs"
+        )
 
     @pytest.mark.parametrize("setting", [0, 1])
     def test_the_signal_agrees_within_their_stop(self, name, setting):
         """Theirs stops at a change of 1e-7 (a) or 1e-9 (b), which leaves it up to 5e-4 from the optimum (measured when the files
         were made), ours at most √(2 gap) ≈ 1.6e-4."""
-        measured = relative(solved(name, setting).signal, stored(name)[f"m{setting + 1}"])
+        measured = relative(solved(name, setting).signal, reference_arrays(f"hnn_{name}")[f"m{setting + 1}"])
         assert_at_most(measured, 6e-4 if name == "a" else 2e-5, f"{name}, setting {setting + 1}: the signal's difference")
 
     def test_ranks_agree(self, name):
-        reference = stored(name)
+        reference = reference_arrays(f"hnn_{name}")
         views = views_of(reference)
         for setting in (0, 1):
             signal = np.asarray(solved(name, setting).signal)
@@ -127,7 +116,7 @@ class TestAgainstTheAuthorsCode:
             assert ranks == reference["ranks"][setting].tolist()
 
     def test_weights_and_largest_penalties_agree(self, name):
-        reference = stored(name)
+        reference = reference_arrays(f"hnn_{name}")
         views = views_of(reference)
         weights, largest = jax.jit(partial(structure_weights, dims=dims_of(views), n=len(views[0])))(standardised(views))
         pairs = [reference["ratio_pair"], [reference["max_kappa"]]] if "ratio_pair" in reference else [[], []]
@@ -139,7 +128,7 @@ class TestAgainstTheAuthorsCode:
 
     def test_the_refit_agrees(self, name):
         """From their own signal, so that nothing but rounding separates the two."""
-        reference = stored(name)
+        reference = reference_arrays(f"hnn_{name}")
         views = views_of(reference)
         bases, rank = refit_bases(jnp.asarray(reference["default_m1"]), dims_of(views))
         ours = [np.asarray(P @ P.T) @ (x - x.mean(0)) + x.mean(0) for P, x in zip(bases, views, strict=True)]
@@ -149,7 +138,7 @@ class TestAgainstTheAuthorsCode:
 
 @cache
 def cross_validated(centred):
-    reference = stored("b")
+    reference = reference_arrays("hnn_b")
     views = views_of(reference)
     folds = np.split(reference["bcv_fold_cols"], np.cumsum(dims_of(views))[:-1])
     orders = [jnp.asarray(np.argsort(fold, kind="stable")) for fold in folds]
@@ -165,7 +154,7 @@ def cross_validated(centred):
 def test_bi_cross_validation_agrees_with_the_stored_errors():
     """On their folds, grid and treatment of means. A direction that only just exists, with a singular value near 1e-3, is in or
     out by the stop of either, and moves an error by up to a third: so the median, and the choice."""
-    reference = stored("b")
+    reference = reference_arrays("hnn_b")
     run, X = cross_validated(False)
     found = run(X)
     theirs = np.stack([reference["bcv_error1"], reference["bcv_error2"]], axis=2)[:, [0, 2, 1, 3]]

@@ -1,15 +1,13 @@
 """JIVE against r.jive's recorded fits, and what its definition promises."""
 
-import os
 from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import CHAIN, assert_at_least, assert_at_most, assert_within, orthogonal, relative
+from helpers import CHAIN, assert_at_least, assert_at_most, assert_within, orthogonal, reference_arrays, relative
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import jive
@@ -17,21 +15,10 @@ from hcl_jax.baselines.jive import JiveConfig
 from hcl_jax.baselines.linear import activity, part, transform
 from hcl_jax.linalg import least_squares_map
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
 FIT = jax.jit(jive.fit, static_argnums=(1, 2))
 KEY = jr.key(0)
 SMALL = Hierarchy((9, 8, 7), {(1, 2, 3): 2, (1, 2): 1, (1,): 1, (2,): 1, (3,): 2})
 TIGHT = JiveConfig(tolerance=1e-11)
-
-
-@cache
-def reference(name):
-    path = REFERENCE / f"rjive_{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in HCL_REFERENCE")
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 def problem_of(stored):
@@ -76,7 +63,7 @@ def assert_agrees(fitted, stored, variant, views, parts, objective):
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_the_fit_is_that_of_r_jive_without_orthogonal_individual_scores(name):
     """1e-9: both stop at moves of 1e-12, on the way to one minimum, whichever the start."""
-    stored = reference(name)
+    stored = reference_arrays(f"rjive_{name}")
     views, hierarchy = problem_of(stored)
     fitted = FIT(views, hierarchy, JiveConfig(tolerance=1e-12), key=KEY)
     assert int(fitted.status) == 0
@@ -94,7 +81,7 @@ def test_the_path_is_that_of_r_jive_from_its_start(name, variant):
 
     `tight_` of b is left out: there the package's −1 stands in coordinates whose signs its linear algebra library chose.
     """
-    stored = reference(name)
+    stored = reference_arrays(f"rjive_{name}")
     views, hierarchy = problem_of(stored)
     tolerance = 1e-12 if variant == "tight_" else 1e-6
     config = JiveConfig(orthogonal_individual=True, start="r.jive", tolerance=tolerance)
@@ -107,7 +94,7 @@ def test_the_path_is_that_of_r_jive_from_its_start(name, variant):
 
 def test_the_start_decides_where_orthogonal_individual_scores_end():
     """r.jive's start of −1 is an accident of its code that moves its joint part by 45 %."""
-    stored = reference("a")
+    stored = reference_arrays("rjive_a")
     views, hierarchy = problem_of(stored)
     fitted = FIT(views, hierarchy, JiveConfig(orthogonal_individual=True, start="zero"), key=KEY)
     J = stored_parts(stored, "tight_")[0] * np.sqrt(entries(views))
@@ -117,7 +104,7 @@ def test_the_start_decides_where_orthogonal_individual_scores_end():
 
 def test_scores_of_new_rows_are_those_of_r_jive():
     """5e-5: the package's alternation stops at relative changes of 1e-9 of the error, 2e-5 from its limit."""
-    stored = reference("a")
+    stored = reference_arrays("rjive_a")
     views, hierarchy = problem_of(stored)
     fitted = FIT(views, hierarchy, JiveConfig(orthogonal_individual=True, start="r.jive"), key=KEY)
     new = [stored[f"xnew{m}"] for m in (1, 2, 3)]
@@ -132,7 +119,7 @@ def test_scores_of_new_rows_are_those_of_r_jive():
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_r_jive_predicts_least_squares_scores(name):
     """On the stored loadings, so that nothing but the map is compared."""
-    stored = reference(name)
+    stored = reference_arrays(f"rjive_{name}")
     M = len(stored["rank_indiv"])
     blocks = [stored[f"pred_indiv_load{m}"] for m in range(1, M + 1)]
     d, widths = len(stored["pred_joint_load"]), [block.shape[1] for block in blocks]
@@ -162,7 +149,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.slow
 def test_permutations_choose_the_ranks_of_r_jive(name, prefix, orthogonal_individual):
     """The draws differ, the choice is far enough from the thresholds. Partially shared factors inflate the joint rank of a."""
-    stored = reference(name)
+    stored = reference_arrays(f"rjive_{name}")
     views, hierarchy = problem_of(stored)
     start = "r.jive" if orthogonal_individual else "shared"
     config = JiveConfig("permutation", orthogonal_individual=orthogonal_individual, start=start)
@@ -176,7 +163,7 @@ def test_permutations_choose_the_ranks_of_r_jive(name, prefix, orthogonal_indivi
 
 @pytest.mark.parametrize("name", ["a", pytest.param("b", marks=SLOW)])
 def test_bic_chooses_the_ranks_of_r_jive(name):
-    stored = reference(name)
+    stored = reference_arrays(f"rjive_{name}")
     views, hierarchy = problem_of(stored)
     fitted = FIT(views, hierarchy, JiveConfig("bic"), key=KEY)
     assert ranks_of(fitted) == (int(stored["bic_rank_joint"]), stored["bic_rank_indiv"].tolist())

@@ -1,23 +1,17 @@
 """The NumPy pipeline of the benchmarks against the stored outputs of the released code, and against truth by construction."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import reference_arrays
 
 from benchmarks import numpy_pipeline as pipeline
 
-REFERENCE = Path(os.environ.get("HCL_REFERENCE", "../shared/reference"))
 DTYPES = [np.float32, np.float64]
 
 
 def load(name, dtype):
-    path = REFERENCE / f"published_{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in HCL_REFERENCE")
-    with np.load(path) as arrays:
-        return {key: arrays[key].astype(dtype) if arrays[key].dtype.kind == "f" else arrays[key] for key in arrays}
+    arrays = reference_arrays(f"published_{name}")
+    return {key: array.astype(dtype) if array.dtype.kind == "f" else array for key, array in arrays.items()}
 
 
 @pytest.fixture(

@@ -1,20 +1,15 @@
 """The published variants against one run each of the authors' released code, and the errors recorded there (in float32)."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_at_most, errors_of, fitted_by, relative
+from helpers import assert_at_most, errors_of, fitted_by, reference_arrays, relative
 from scipy.linalg import orthogonal_procrustes
 
 from hcl_jax import Hierarchy, SampleCovariance
 from hcl_jax.estimators.published import published_descent
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
 STORED = ("naive_svd", "hcl_svd", "hcl_gd", "slide")  # rows of `errors`
 BLOCKS = [
     (m, s)
@@ -25,11 +20,8 @@ BLOCKS = [
 
 @pytest.fixture(params=["small", "medium"])
 def published(request):
-    path = REFERENCE / f"published_{request.param}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in HCL_REFERENCE")
-    with np.load(path) as arrays:
-        return {key: arrays[key].astype(float) if arrays[key].dtype.kind == "f" else arrays[key] for key in arrays}
+    arrays = reference_arrays(f"published_{request.param}")
+    return {key: array.astype(float) if array.dtype.kind == "f" else array for key, array in arrays.items()}
 
 
 def hierarchy_of(published):

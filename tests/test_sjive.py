@@ -1,37 +1,24 @@
 """sJIVE: against the R package, limits in η, constraints, cross-validation."""
 
-import os
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import assert_at_least, assert_at_most, assert_within, numpy_loadings, relative
+from helpers import assert_at_least, assert_at_most, assert_within, numpy_loadings, reference_arrays, relative
 from scipy.linalg import subspace_angles
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines.linear import activity, predict, transform
 from hcl_jax.baselines.sjive import SjiveConfig, _Problem, fit
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
 SMALL = Hierarchy((9, 7), {(1, 2): 2, (1,): 1, (2,): 2})
 THREE = Hierarchy((6, 5, 7), {(1, 2, 3): 1, (1, 2): 1, (3,): 1})
 FOUR = Hierarchy((5, 4, 6, 5), {(1, 2, 3, 4): 1, (1,): 1, (2, 3): 1})
 HALF, VIEWS_ONLY, RESPONSE = (SjiveConfig(eta=eta, max_steps=200) for eta in (0.5, 1 - 1e-6, 1e-4))
-
-
-@cache
-def stored(name):
-    path = REFERENCE / f"sjive_{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in HCL_REFERENCE")
-    with np.load(path) as arrays:
-        return {key: arrays[key] for key in arrays if arrays[key].dtype.kind in "fiu"}
 
 
 def views_of(reference, kind="x"):
@@ -45,7 +32,7 @@ def compiled(hierarchy, config):
 
 @cache
 def refitted(name, eta):
-    reference = stored(name)
+    reference = reference_arrays(f"sjive_{name}")
     views = views_of(reference)
     ranks = {(m,): int(r) for m, r in enumerate(reference["rank_indiv"], start=1)}
     ranks[tuple(range(1, len(views) + 1))] = int(reference["rank_joint"])
@@ -76,7 +63,7 @@ class TestAgainstTheRPackage:
     def test_the_tight_fit_agrees(self, name):
         """The package stops at a change of 1e-11 of the objective, ours at one of 1e-7 of the parts, both near the square root
         of what the objective can tell."""
-        reference = stored(name)
+        reference = reference_arrays(f"sjive_{name}")
         found, hierarchy = refitted(name, 0.5)
         assert int(found.status) == 0
         assert_within(float(found.objective), reference["tight_objective"], 1e-6, f"{name}: objective")
@@ -89,7 +76,7 @@ class TestAgainstTheRPackage:
         assert_at_most(np.abs(new - reference["tight_pred_y"]).max(), 1e-4, f"{name}: predicted response")
 
     def test_loadings_and_coefficients_agree_up_to_sign(self, name):
-        reference = stored(name)
+        reference = reference_arrays(f"sjive_{name}")
         found, hierarchy = refitted(name, 0.5)
         L, theta = np.asarray(found.loadings), np.asarray(found.coefficients) / reference["y_scale"]
         n_views = hierarchy.n_modalities
@@ -104,7 +91,7 @@ class TestAgainstTheRPackage:
     def test_the_default_stop_of_the_package_is_above_our_objective(self, name, prefix, eta):
         """Its stop, a change of 1e-3 of an objective of thousands, leaves it up to 1 % above the objective that 200 of our
         sweeps reach (a at η = 0.1, where the response is fitted by almost anything)."""
-        reference = stored(name)
+        reference = reference_arrays(f"sjive_{name}")
         found, _ = refitted(name, eta)
         assert_at_most(float(found.objective), float(reference[f"{prefix}objective"]), f"{name}: objective, against theirs")
         below = 0.02 if (name, eta) == ("a", 0.1) else 1e-5

@@ -1,38 +1,25 @@
 """SLIDE: the stored fits of the authors' package, its identities, and what the package's own defects amount to."""
 
-import os
 from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import assert_at_least, assert_at_most, assert_close, orthogonal, relative
+from helpers import assert_at_least, assert_at_most, assert_close, orthogonal, reference_arrays, relative
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import slide
 from hcl_jax.baselines.linear import activity, column_structures, transform, variance_explained
 from hcl_jax.baselines.slide import SlideConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = Path(os.environ.get("HCL_REFERENCE", ROOT / "../shared/reference"))
 THREE = Hierarchy((7, 6, 8), {(1, 2, 3): 2, (1, 2): 1, (2, 3): 1, (1,): 1, (3,): 2})
 PAIR = Hierarchy((6, 7), {(1,): 2, (2,): 2})
 FOUR = Hierarchy((4, 5, 4, 6), {(1, 2): 1, (2, 3): 1, (1, 2, 3, 4): 1, (4,): 2})
 KEY = jr.key(0)
 
 compiled = jax.jit(slide.fit, static_argnames=("hierarchy", "config"))
-
-
-@cache
-def reference(name):
-    path = REFERENCE / f"slide_{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in HCL_REFERENCE")
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 def stored_views(stored):
@@ -84,7 +71,7 @@ def numpy_given(Z, mask, change, max_steps=20000):
 def test_the_fit_at_the_true_structure_agrees(name):
     """Tolerance: both stop at a relative change of 1e-8 to 1e-11 of a slowly converging iteration, and the error of the
     product is some hundred times the last change; the objective's is its square."""
-    stored = reference(name)
+    stored = reference_arrays(f"slide_{name}")
     hierarchy = stored_hierarchy(stored)
     fitted = compiled(stored_views(stored), hierarchy, key=KEY)
     assert fitted.status == 0
@@ -102,7 +89,7 @@ def test_the_fit_at_the_true_structure_agrees(name):
 @cache
 def path_of(name):
     """The path of a stored data set by plain steps, and its structures: (Z, path, list)."""
-    views = stored_views(reference(name))
+    views = stored_views(reference_arrays(f"slide_{name}"))
     n, dims = views[0].shape[0], tuple(view.shape[1] for view in views)
     config = SlideConfig(width=min(n - 1, sum(dims)) if name == "b" else 60, accelerate=False)
 
@@ -124,7 +111,7 @@ def stored_structures(stored):
 def test_the_path_agrees():
     """b, with as many columns as the package. A penalty is done when a step lowers the objective by less than 1e-6, and the
     error left is a few times that."""
-    stored = reference("b")
+    stored = reference_arrays("slide_b")
     _, path, ours = path_of("b")
     theirs = stored_structures(stored)
     assert_at_most(relative(path.penalties, stored["path_lambda"]), 1e-12, "relative error of the penalties")
@@ -139,7 +126,7 @@ def test_the_path_agrees():
 def test_a_narrower_path_finds_the_same_structures():
     """a, from 60 columns in place of 149: every structure of the package's list of up to 17 columns is on it. Objectives are
     those of local minima, of which the way down from more columns may find another: the largest gap is 3e-5 of about 0.4."""
-    stored = reference("a")
+    stored = reference_arrays("slide_a")
     _, path, ours = path_of("a")
 
     def sorted_columns(S):
@@ -156,7 +143,7 @@ def test_a_narrower_path_finds_the_same_structures():
 def test_scores_on_the_path_belong_to_their_own_penalty():
     """The package returns with each V the scores of the next penalty; ours give the objective with their own V, and the stored
     ones, recomputed with copies, do so too."""
-    stored = reference("b")
+    stored = reference_arrays("slide_b")
     Z, path, _ = path_of("b")
 
     def objective(U, V, penalty):
@@ -204,7 +191,7 @@ def numpy_block_error(stored, membership, row_fold, column_fold, change):
 def test_bi_cross_validation_agrees_at_the_stored_folds(name):
     """The package's fits stop at ‖Δ(UVᵀ)‖² < 1e-6, which moves a block's error by some thousandths: with that stop a block
     written out in NumPy gives the stored error to rounding, run to its limit it gives ours."""
-    stored = reference(name)
+    stored = reference_arrays(f"slide_{name}")
     views = stored_views(stored)
     chosen = int(stored["bcv_selected_index"])
     indices = np.array([max(chosen - 2, 0), chosen - 1, chosen, chosen + 1])
@@ -308,7 +295,7 @@ def test_scores_of_rows(hierarchy, n):
 
 def test_new_rows_are_scored_by_training_constants():
     """The package standardises new rows among themselves, so that a row's scores change with its company; ours do not."""
-    stored = reference("b")
+    stored = reference_arrays("slide_b")
     hierarchy = stored_hierarchy(stored)
     fitted = compiled(stored_views(stored), hierarchy, key=KEY)
     new = [jnp.asarray(stored[f"xnew{m}"]) for m in (1, 2)]
