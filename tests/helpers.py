@@ -68,6 +68,15 @@ def assert_within(measured, centre, tolerance, what: str) -> None:
     assert abs(float(measured) - float(centre)) <= float(tolerance), line
 
 
+def assert_refused(main, arguments, words, output, capsys) -> None:
+    """A command line ends with exit code 2 after one line that holds all the words, and has not written `output`."""
+    assert main([*arguments, "--output", str(output)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert all(word in line for word in words), line
+    assert not output.exists()
+
+
 def relative(actual, expected) -> float:
     """‖actual − expected‖ / ‖expected‖; the plain norm of the difference where the expected is 0."""
     actual, expected = np.asarray(actual, float), np.asarray(expected, float)

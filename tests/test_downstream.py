@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from helpers import assert_refused
 
 import simulations.real_prediction as real_prediction
 from figures import downstream as drawing
@@ -105,12 +106,7 @@ def test_every_method_has_stages():
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_is_one_line_that_names_the_argument(tmp_path, capsys, arguments, words):
-    output = tmp_path / "out"
-    assert main(["--preset", "tiny", "--output", str(output), *arguments]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert all(word in line for word in words), line
-    assert not output.exists()
+    assert_refused(main, ["--preset", "tiny", *arguments], words, tmp_path / "out", capsys)
 
 
 def test_presets_name_methods_that_exist():
@@ -164,12 +160,7 @@ def test_real_data_are_split_fitted_and_reported(two_classes, tmp_path, capsys):
     ],
 )
 def test_bad_real_input_is_one_line(two_classes, tmp_path, capsys, arguments, words):
-    output = tmp_path / "out"
-    assert real_prediction.main(["--file", str(two_classes), "--output", str(output), *arguments]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert all(word in line for word in words), line
-    assert not output.exists()
+    assert_refused(real_prediction.main, ["--file", str(two_classes), *arguments], words, tmp_path / "out", capsys)
 
 
 def test_labels_of_one_class_are_refused(two_classes, tmp_path, capsys, monkeypatch):

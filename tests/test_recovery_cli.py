@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from helpers import assert_refused
 from scipy.stats import multivariate_normal
 
 from hcl_jax import Hierarchy
@@ -106,12 +107,7 @@ def test_iterative_methods_give_the_same_bits_on_any_number_of_devices(tmp_path)
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_is_one_line_that_names_the_argument(tmp_path, capsys, arguments, words):
-    output = tmp_path / "out"
-    assert main(["--preset", "tiny", "--output", str(output), *arguments]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert all(word in line for word in words), line
-    assert not output.exists()
+    assert_refused(main, ["--preset", "tiny", *arguments], words, tmp_path / "out", capsys)
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
