@@ -17,10 +17,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS
 from hcl_jax.linalg import least_squares_map
 from hcl_jax.structure import Hierarchy
 
-CONVERGED, OUT_OF_STEPS, NON_FINITE, PROJECTED = 0, 1, 2, 3
+PROJECTED = 3  # a status beside those of `Estimate`
 EIGENVALUE_FLOOR = 1e-2
 """Of the mean score variance: what eigenvalues of an indefinite debiased moment are raised to."""
 PRUNED = 1e-6

@@ -23,7 +23,7 @@ from hcl_jax.estimators.estimate import Estimate
 from hcl_jax.experiments.cell import hierarchy_columns, hierarchy_fields, join_fields, shorten
 from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
-from hcl_jax.experiments.recovery import LIKELIHOOD_METHODS, estimate_program
+from hcl_jax.experiments.recovery import check_samples, estimate_program
 from hcl_jax.limits import bayes
 from hcl_jax.metrics import coefficient_errors, prediction_errors
 from hcl_jax.model import (
@@ -278,11 +278,7 @@ class Downstream:
     study: str = "downstream"
 
     def check(self, cell: DownstreamCell, method: str) -> None:
-        n_factors, representation = cell.hierarchy.n_factors, split_method(method)[0]
-        if representation in LIKELIHOOD_METHODS and n_factors >= cell.n - 1:
-            raise ValueError(
-                f"n_grid: holds {cell.n}; {representation} with {n_factors} factors expects more than {n_factors + 1} samples"
-            )
+        check_samples(split_method(method)[0], cell.hierarchy.n_factors, cell.n)
 
     def draw_key(self, cell: DownstreamCell, dtype: str) -> DrawSpec:
         return DrawSpec.of(cell, dtype)

@@ -90,6 +90,12 @@ def limit(method: str, truth: Truth, covariance: SampleCovariance) -> Outcome:
     return LIMITS[method](truth, covariance)
 
 
+def check_samples(method: str, n_factors: int, n: int) -> None:
+    """Raise `ValueError` where a likelihood method has as many factors as degrees of freedom."""
+    if method in LIKELIHOOD_METHODS and n_factors >= n - 1:
+        raise ValueError(f"n_grid: holds {n}; {method} with {n_factors} factors expects more than {n_factors + 1} samples")
+
+
 def structures_of(fitted: Hierarchy, true: Hierarchy) -> tuple[Structure, ...]:
     """The structures that the metrics of a fit run over."""
     return fitted.union(true).structures
@@ -163,11 +169,7 @@ class Recovery:
     study: str = "recovery"
 
     def check(self, cell: Cell, method: str) -> None:
-        n_factors = cell.fitted_hierarchy.n_factors
-        if method in LIKELIHOOD_METHODS and n_factors >= cell.n - 1:
-            raise ValueError(
-                f"n_grid: holds {cell.n}; {method} with {n_factors} factors expects more than {n_factors + 1} samples"
-            )
+        check_samples(method, cell.fitted_hierarchy.n_factors, cell.n)
 
     def draw_key(self, cell: Cell, dtype: str) -> DrawSpec:
         return DrawSpec.of(cell, dtype)
