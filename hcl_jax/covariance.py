@@ -5,9 +5,13 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.linalg import top_eigenpairs_of
+
+Rows = slice | np.ndarray
+"""Some of the features: a slice, or their numbers."""
 
 
 class SampleCovariance(eqx.Module):
@@ -45,12 +49,17 @@ class SampleCovariance(eqx.Module):
         self.matrix, self.data, self.n = matrix, data, jnp.asarray(n, dtype=held.dtype)
 
     @classmethod
-    def from_data(cls, views: Sequence[Float[Array, "n _d"]]) -> "SampleCovariance":
-        """The covariance of the samples of all views together: a matrix, or centred rows where there are fewer rows than
-        features.
+    def from_data(cls, views: Sequence[Float[Array, "n _d"]], *, form: str = "auto") -> "SampleCovariance":
+        """The covariance of the samples of all views together, held as the `form` says: `rows` (centred), `matrix`, or `auto`:
+        rows where these are fewer than the features.
 
-        Raises `ValueError` that names the view when its number of rows differs from the first view's or a value is not finite.
+        Raises `ValueError` that names the view when its number of rows differs from the first view's or a value is not finite,
+        for fewer than two rows, no view, or an unknown form.
         """
+        if form not in ("auto", "matrix", "rows"):
+            raise ValueError(f"form: is {form!r}; expected auto, matrix or rows")
+        if not views:
+            raise ValueError("views: got none; expected at least one array of n rows")
         n = views[0].shape[0]
         for number, view in enumerate(views, start=1):
             if view.ndim != 2 or view.shape[0] != n:
@@ -59,7 +68,7 @@ class SampleCovariance(eqx.Module):
                 raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
         stacked = jnp.concatenate([jnp.asarray(view) for view in views], axis=1)
         centred = stacked - stacked.mean(axis=0, keepdims=True)
-        if n <= stacked.shape[1]:
+        if form == "rows" or (form == "auto" and n <= stacked.shape[1]):
             return cls(data=centred, n=n)
         return cls(centred.T @ centred / (n - 1), n=n)
 
@@ -81,16 +90,16 @@ class SampleCovariance(eqx.Module):
     def n_features(self) -> int:
         return (self._rows if self.matrix is None else self.matrix).shape[1]
 
-    def product(self, vectors: Float[Array, "rows k"], rows: slice = slice(None)) -> Float[Array, "d k"]:
+    def product(self, vectors: Float[Array, "rows k"], rows: Rows = slice(None)) -> Float[Array, "d k"]:
         """S V; with `rows`, S[:, rows] V for a V that has those rows only."""
         if self.matrix is not None:
             return self.matrix[:, rows] @ vectors
         return self._rows.T @ (self._rows[:, rows] @ vectors) / self.nu
 
-    def block(self, rows: slice, columns: slice) -> Float[Array, "rows columns"]:
+    def block(self, rows: Rows, columns: Rows) -> Float[Array, "rows columns"]:
         """The block S[rows, columns] as a matrix."""
         if self.matrix is not None:
-            return self.matrix[rows, columns]
+            return self.matrix[rows][:, columns]
         return self._rows[:, rows].T @ self._rows[:, columns] / self.nu
 
     def variances(self) -> Float[Array, " d"]:

@@ -9,7 +9,6 @@ Fisher information of ν degrees of freedom.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
@@ -28,8 +27,8 @@ def noise_groups(hierarchy: Hierarchy, per_modality: bool) -> tuple[slice, ...]:
 
 def by_feature(values: Float[Array, " groups"], groups: tuple[slice, ...]) -> Float[Array, "d 1"]:
     """A group's value repeated over its features, as a column."""
-    sizes = np.array([g.stop - g.start for g in groups])
-    return jnp.repeat(values, sizes, total_repeat_length=int(sizes.sum()))[:, None]
+    columns = [jnp.broadcast_to(values[p], (g.stop - g.start, 1)) for p, g in enumerate(groups)]
+    return jnp.concatenate(columns)
 
 
 class FactorPrecision(eqx.Module):

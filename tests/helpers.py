@@ -5,6 +5,7 @@ The figures that tests measure are logged: `pytest -n 0 --log-cli-level=INFO` sh
 
 import logging
 import os
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import settings
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, Truth, recovery_errors
 from hcl_jax.structure import full_lattice
@@ -216,3 +218,16 @@ def permuted_modalities(hierarchy: Hierarchy, order: tuple[int, ...]) -> tuple[H
     rows = np.concatenate([np.arange(hierarchy.n_features)[hierarchy.rows(i + 1)] for i in order])
     columns = np.concatenate([np.arange(hierarchy.n_factors)[hierarchy.columns(old_of[s])] for s in permuted.structures])
     return permuted, rows, columns
+
+
+def _is_jaxpr(value) -> bool:
+    return isinstance(value, (Jaxpr, ClosedJaxpr))
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation of a program, those of its loops and branches included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from equations(getattr(inner, "jaxpr", inner))

@@ -1,30 +1,15 @@
 """What the compiled programs of a sweep may not contain."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from hcl_jax import ESTIMATORS, LIMITS, Hierarchy, SampleCovariance, Truth, recovery_errors
 from hcl_jax.experiments.recovery import RECOVERY_LIMITS
+from tests.helpers import equations
 
 HIERARCHY = Hierarchy.full((12, 10, 8), 1)
 LAPACK = {"cholesky", "eigh", "lu", "householder_product", "geqrf", "qr", "svd", "triangular_solve", "schur", "tridiagonal"}
-
-
-def _is_jaxpr(value) -> bool:
-    return isinstance(value, (Jaxpr, ClosedJaxpr))
-
-
-def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Every equation of a program, those of its loops and branches included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                yield from equations(getattr(inner, "jaxpr", inner))
 
 
 def batched_lapack_calls(function, *arguments) -> list[str]:

@@ -1,8 +1,11 @@
 """The authors' released algorithms, kept for comparison: three modalities, all seven structures, one rank (docs/results.md
 says what they miss)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import DenoisedCovariance, SampleCovariance, noise_variance
@@ -23,50 +26,79 @@ def check_published(hierarchy: Hierarchy) -> int:
     return ranks.pop()
 
 
-def _dominant(matrix: Float[Array, "a a"], k: int) -> tuple[Float[Array, " k"], Float[Array, "a k"]]:
+def _largest(values: Float[Array, " p"], vectors: Float[Array, "a p"], k: int) -> tuple[Float[Array, " k"], Float[Array, "a k"]]:
     """The k eigenpairs of largest absolute eigenvalue."""
-    values, vectors = jnp.linalg.eigh(matrix)
     order = jnp.argsort(-jnp.abs(values))[:k]
     return values[order], vectors[:, order]
 
 
-def _dominant_factor(matrix: Float[Array, "a a"], rank: int) -> Float[Array, "a rank"]:
-    values, vectors = _dominant(matrix, rank)
-    return vectors * jnp.sqrt(jnp.abs(values))[None, :]
+class _Residual(NamedTuple):
+    """S[rows, rows] − σ²I + C diag(signs) Cᵀ for some rows of S: what the released code takes apart."""
+
+    covariance: SampleCovariance
+    noise: Float[Array, ""]
+    rows: np.ndarray
+    columns: Float[Array, "a c"]
+    signs: Float[Array, " c"]
+
+    def add(self, columns: Float[Array, "a k"], signs: Float[Array, " k"]) -> "_Residual":
+        both = jnp.concatenate([self.columns, columns], axis=1)
+        return self._replace(columns=both, signs=jnp.concatenate([self.signs, signs]))
+
+    def subtract(self, columns: Float[Array, "a k"]) -> "_Residual":
+        return self.add(columns, -jnp.ones_like(columns, shape=columns.shape[1]))
+
+    def dominant(self, k: int) -> tuple[Float[Array, " k"], Float[Array, "a k"]]:
+        """The k eigenpairs of largest absolute eigenvalue. Where S is held as rows and these are fewer than features, among the
+        eigenvectors that the rows and C span: on all others the matrix is −σ²I, without any that can be told apart."""
+        S, held = self.covariance, self.covariance.data
+        if held is None or held.shape[0] + len(self.signs) >= len(self.rows):
+            own = S.block(self.rows, self.rows) + (self.columns * self.signs[None, :]) @ self.columns.T
+            values, vectors = jnp.linalg.eigh(own - self.noise * jnp.eye(len(self.rows), dtype=S.dtype))
+            return _largest(values, vectors, k)
+        Q, R = jnp.linalg.qr(jnp.concatenate([held[:, self.rows].T / jnp.sqrt(S.nu), self.columns], axis=1))
+        signs = jnp.concatenate([jnp.ones(held.shape[0], S.dtype), self.signs])
+        values, vectors = jnp.linalg.eigh((R * signs[None, :]) @ R.T)
+        values, vectors = _largest(values - self.noise, vectors, k)
+        return values, Q @ vectors
+
+    def dominant_factor(self, rank: int) -> Float[Array, "a rank"]:
+        values, vectors = self.dominant(rank)
+        return vectors * jnp.sqrt(jnp.abs(values))[None, :]
+
+    def given(self, others: "_Residual", k: int) -> "_Residual":
+        """own − cross · others⁺ · crossᵀ with the inverse on the k dominant eigenpairs of others, signs kept; cross is S's."""
+        values, vectors = others.dominant(k)
+        image = self.covariance.product(vectors, others.rows)[self.rows] / jnp.sqrt(jnp.abs(values))[None, :]
+        return self.add(image, -jnp.sign(values))
 
 
-def _conditional(own: Array, cross: Array, others: Array, k: int) -> Array:
-    """own − cross · others⁺ · crossᵀ with the inverse on the k dominant eigenpairs of others, signs kept."""
-    values, vectors = _dominant(others, k)
-    image = cross @ vectors
-    return own - (image / values[None, :]) @ image.T
+def _published_loadings(
+    covariance: SampleCovariance, noise: Float[Array, ""], hierarchy: Hierarchy, rank: int
+) -> Float[Array, "d K"]:
+    """HCL_SVD as released, from S̃ = S − σ̂²I. Every modality's block of a structure is found by itself, never aligned with the
+    others."""
+    rows = {m: np.arange(hierarchy.n_features)[hierarchy.rows(m)] for m in hierarchy.modalities}
+    loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), covariance.dtype)
 
+    def residual(held: np.ndarray) -> _Residual:
+        nothing = jnp.zeros((len(held), 0), covariance.dtype)
+        return _Residual(covariance, noise, held, nothing, nothing[0])
 
-def _published_loadings(S: Float[Array, "d d"], hierarchy: Hierarchy, rank: int) -> Float[Array, "d K"]:
-    """HCL_SVD as released, from the denoised S̃. Every modality's block of a structure is found by itself, never aligned with
-    the others."""
-    rows = {m: hierarchy.rows(m) for m in hierarchy.modalities}
-    loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), S.dtype)
-
-    def joined(matrix, modalities, m=None):
-        right = jnp.concatenate([matrix[:, rows[b]] for b in modalities], axis=1)
-        return right[rows[m]] if m else jnp.concatenate([right[rows[a]] for a in modalities])
-
-    private = S
+    private = {}
     for m in (1, 2, 3):
-        others = tuple(b for b in (1, 2, 3) if b != m)
-        block = _dominant_factor(_conditional(S[rows[m], rows[m]], joined(S, others, m), joined(S, others), 6 * rank), rank)
+        others = residual(np.concatenate([rows[b] for b in (1, 2, 3) if b != m]))
+        block = residual(rows[m]).given(others, 6 * rank).dominant_factor(rank)
         loadings = loadings.at[rows[m], hierarchy.columns((m,))].set(block)
-        private = private.at[rows[m], rows[m]].add(-block @ block.T)
+        private[m] = residual(rows[m]).subtract(block)
     for pair in ((1, 2), (1, 3), (2, 3)):
-        third = rows[6 - sum(pair)]
         for m in pair:
-            conditional = _conditional(private[rows[m], rows[m]], private[rows[m], third], private[third, third], 3 * rank)
-            loadings = loadings.at[rows[m], hierarchy.columns(pair)].set(_dominant_factor(conditional, rank))
+            block = private[m].given(private[6 - sum(pair)], 3 * rank).dominant_factor(rank)
+            loadings = loadings.at[rows[m], hierarchy.columns(pair)].set(block)
     pairs = loadings[:, 1 * rank : 4 * rank]
     for m in (1, 2, 3):
-        left = private[rows[m], rows[m]] - pairs[rows[m]] @ pairs[rows[m]].T
-        loadings = loadings.at[rows[m], hierarchy.columns((1, 2, 3))].set(_dominant_factor(left, rank))
+        block = private[m].subtract(pairs[rows[m]]).dominant_factor(rank)
+        loadings = loadings.at[rows[m], hierarchy.columns((1, 2, 3))].set(block)
     return loadings
 
 
@@ -77,9 +109,8 @@ def hcl_svd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Est
     Raises `ValueError` unless there are three modalities and all seven structures with one rank.
     """
     rank = check_published(hierarchy)
-    S = covariance.block(slice(None), slice(None))
     noise = noise_variance(covariance, covariance.top_eigenpairs(hierarchy.n_factors)[0])
-    loadings = _published_loadings(S - noise * jnp.eye(S.shape[0], dtype=S.dtype), hierarchy, rank)
+    loadings = _published_loadings(covariance, noise, hierarchy, rank)
     return finished(loadings, noise, True, 0, least_squares_objective(loadings, DenoisedCovariance(covariance, noise)))
 
 
