@@ -54,7 +54,7 @@ class SampleCovariance(eqx.Module):
         rows where these are fewer than the features.
 
         Raises `ValueError` that names the view when its number of rows differs from the first view's or a value is not finite,
-        for fewer than two rows, no view, or an unknown form.
+        for fewer than two rows, no view, columns that are all constant, or an unknown form.
         """
         if form not in ("auto", "matrix", "rows"):
             raise ValueError(f"form: is {form!r}; expected auto, matrix or rows")
@@ -68,9 +68,22 @@ class SampleCovariance(eqx.Module):
                 raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
         stacked = jnp.concatenate([jnp.asarray(view) for view in views], axis=1)
         centred = stacked - stacked.mean(axis=0, keepdims=True)
+        if n >= 2 and not bool((stacked != stacked[:1]).any()):
+            raise ValueError(f"views: all {stacked.shape[1]} columns are constant; expected some that vary")
         if form == "rows" or (form == "auto" and n <= stacked.shape[1]):
             return cls(data=centred, n=n)
         return cls(centred.T @ centred / (n - 1), n=n)
+
+    def in_unit_scale(self) -> tuple["SampleCovariance", Float[Array, ""]]:
+        """(S/c, √c) with c the power of 4 that brings the mean variance to between 1 and 4: exact, and nothing that is computed
+        from S/c runs out of the range of single precision."""
+        mean = self.trace() / self.n_features
+        usable = (mean > 0) & jnp.isfinite(mean)
+        exponent = jnp.where(usable, jnp.floor(jnp.log2(jnp.where(usable, mean, 1)) / 2), 0).astype(jnp.int32)
+        root = jnp.ldexp(jnp.ones((), self.dtype), exponent)
+        if self.matrix is not None:
+            return SampleCovariance(self.matrix / root / root, n=self.n), root
+        return SampleCovariance(data=self._rows / root, n=self.n), root
 
     @property
     def nu(self) -> Float[Array, ""]:

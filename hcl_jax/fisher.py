@@ -85,7 +85,8 @@ class FisherOperator(eqx.Module):
         self.image = self.precision.loadings_image()
         self.core = loadings.T @ self.image
         self.noise_norms = _block_norms_sq(self.precision, noise, groups)
-        self.modality_inverses = modality_inverses(self.core, hierarchy, damping=1e-6)
+        damping = max(1e-6, 1e3 * float(jnp.finfo(loadings.dtype).eps))  # factors may be collinear to rounding
+        self.modality_inverses = modality_inverses(self.core, hierarchy, damping)
 
     def _slices(self) -> tuple[slice, ...]:
         return tuple(slice(*g) for g in self.groups)

@@ -241,7 +241,7 @@ def structure_rows(study: Study, method: str, number: int, fit: Classifier, hier
 
 
 def run(study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(accuracy by method and split, shares of the structures by method of HCL and split)."""
+    """(accuracy by method and split, shares of the structures by method of HCL and split), stored after every split."""
     data = DATA[study.data]
     views, labels, classes = read(study)
     hierarchy = make_hierarchy([view.shape[1] for view in views], 1, data.structures)
@@ -258,8 +258,17 @@ def run(study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
             if representation in ESTIMATORS:
                 structures += structure_rows(study, method, number, fit, hierarchy)
             steps.update()
+        store(study, accuracy=pl.DataFrame(accuracy), structures=pl.DataFrame(structures))
     steps.close()
     return pl.DataFrame(accuracy), pl.DataFrame(structures)
+
+
+def store(study: Study, **tables: pl.DataFrame) -> None:
+    """Write each table whole; raises `OutputError` where the folder cannot be written."""
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        table.write_parquet(buffer)
+        write_bytes(study.output / f"{study.data}-{name}.parquet", buffer.getvalue(), study.output)
 
 
 def check(study: Study) -> None:
@@ -294,10 +303,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(study)
         configure(study.dtype)
         accuracy, structures = run(study)
-        for name, table in (("accuracy", accuracy), ("structures", structures)):
-            buffer = io.BytesIO()
-            table.write_parquet(buffer)
-            write_bytes(study.output / f"{study.data}-{name}.parquet", buffer.getvalue(), study.output)
     except (ValueError, OutputError) as error:
         print(f"{PROGRAM}: error: {error_line(Study, error)}", file=sys.stderr)
         return 2

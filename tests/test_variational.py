@@ -169,7 +169,7 @@ def test_columns_that_are_not_there_are_pruned():
         estimate = fitted_by("hcl-vb")(population(truth, 5000), fitted)
         assert_at_most(spare_weight(estimate, fitted), 1e-3, f"seed {seed}: squared norm of what is not there, population")
         found = estimate.loadings @ estimate.loadings.T
-        assert_at_most(relative(found, truth.gram()), 5e-3, f"seed {seed}: relative Gram error (a prior's pull at n = 5,000)")
+        assert_at_most(relative(found, truth.gram()), 6e-3, f"seed {seed}: relative Gram error (a prior's pull at n = 5,000)")
         for name, weights in spare.items():
             weights.append(spare_weight(fitted_by(name)(S, fitted), fitted))
     ratio = np.mean(spare["hcl-vb"]) / np.mean(spare["hcl-ml"])

@@ -1,9 +1,18 @@
 """What every estimator returns."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.structure import Hierarchy
+
+Fit = TypeVar("Fit", bound=Callable[..., "Estimate"])
 
 CONVERGED, OUT_OF_STEPS, NON_FINITE = 0, 1, 2
 
@@ -33,3 +42,30 @@ def finished(loadings: Array, noise_variance: Array, converged: Array | bool, st
 def default_tolerance(dtype: DTypeLike, double: float = 1e-8, single: float = 1e-4) -> float:
     """The relative gradient at which to stop: what double, or single, precision can reach."""
     return double if jnp.finfo(dtype).bits == 64 else single
+
+
+def squared_scale(objective: Array, root: Array, n_features: int) -> Array:
+    """½‖FFᵀ − S̃‖_F² of S from that of S/root²."""
+    return objective * root**4
+
+
+def log_scale(objective: Array, root: Array, n_features: int) -> Array:
+    """−2 log-likelihood/ν of S from that of S/root²."""
+    return objective + 2 * n_features * jnp.log(root)
+
+
+def scale_equivariant(objective: Callable[[Array, Array, int], Array]) -> Callable[[Fit], Fit]:
+    """An estimator that sees S in unit scale, and whose estimate is scaled back: the units of the data, from 1e-18 to 1e18, then
+    change neither its steps nor its stop. (In single precision `objective` may leave the range of numbers.)"""
+
+    def decorate(estimator: Fit) -> Fit:
+        @wraps(estimator)
+        def run(covariance: SampleCovariance, hierarchy: Hierarchy, **options: Any) -> Estimate:
+            unit, root = covariance.in_unit_scale()
+            fit = estimator(unit, hierarchy, **options)
+            scaled = objective(fit.objective, root, covariance.n_features)
+            return Estimate(root * fit.loadings, root**2 * fit.noise_variance, fit.status, fit.steps, scaled)
+
+        return cast(Fit, run)
+
+    return decorate

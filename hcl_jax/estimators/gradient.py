@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
+from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished, scale_equivariant, squared_scale
 from hcl_jax.estimators.spectral import least_squares_objective, structured_loadings
 from hcl_jax.structure import Hierarchy
 
@@ -100,6 +100,7 @@ def minimise_masked(
     return finished(F, noise, converged, steps, least_squares_objective(F, target, image))
 
 
+@scale_equivariant(squared_scale)
 def hcl_gd(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 2000
 ) -> Estimate:

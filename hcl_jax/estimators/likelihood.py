@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
+from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished, log_scale, scale_equivariant
 from hcl_jax.estimators.spectral import structured_loadings
 from hcl_jax.fisher import FisherOperator, minus_half_gradient, noise_gradient, noise_groups
 from hcl_jax.linalg import spd_inverse
@@ -27,6 +27,7 @@ class _Line(NamedTuple):
     noise: Float[Array, "2 g"]
     sizes: Float[Array, " g"]
     traces: Float[Array, " g"]
+    floor: Float[Array, ""]  # noise variances at or below it are out of bounds
 
     def _parts(self, t: Float[Array, ""]) -> tuple[Array, Array, Array]:
         """(ψ, W, Q) at step t: log det Σ + tr(Σ⁻¹S) = Σ_p (d_p log ψ_p + tr S_p/ψ_p) + log det W − tr(W⁻¹Q)."""
@@ -37,14 +38,14 @@ class _Line(NamedTuple):
         return noise, W + jnp.eye(W.shape[0], dtype=W.dtype), jnp.einsum("tpqij,tpq->ij", self.quadratic, weights)
 
     def value_and_slope(self, t: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """log det Σ + tr(Σ⁻¹S) at step t, and its derivative; infinite where a noise variance is not positive."""
+        """log det Σ + tr(Σ⁻¹S) at step t, and its derivative; infinite out of bounds."""
         (noise, W, Q), (change, W_slope, Q_slope) = jax.jvp(self._parts, (t,), (jnp.ones_like(t),))
         inverse, log_det = spd_inverse(W)
         fitted = inverse @ Q
         value = jnp.sum(self.sizes * jnp.log(jnp.abs(noise)) + self.traces / noise) + log_det - jnp.trace(fitted)
         slope = jnp.sum(change * (self.sizes / noise - self.traces / noise**2)) + jnp.sum(inverse * (W_slope - Q_slope))
         slope = slope + jnp.sum((fitted @ inverse) * W_slope)
-        valid = (noise > 0).all() & jnp.isfinite(value)
+        valid = (noise > self.floor).all() & jnp.isfinite(value)
         return jnp.where(valid, value, jnp.inf), jnp.where(valid, slope, jnp.inf)
 
 
@@ -75,6 +76,7 @@ class _Problem(NamedTuple):
             jnp.stack([noise, change]),
             jnp.array([g.stop - g.start for g in groups], F.dtype),
             jnp.stack([variances[g].sum() for g in groups]),
+            smallest_noise(self.covariance),
         )
 
     def gradient(self, F, images, noise):
@@ -142,7 +144,7 @@ def maximise_likelihood(
     problem = _Problem(covariance, hierarchy, groups, tolerance)
 
     def advance(state):
-        F, images, noise, gradient, scored, momentum, alignment, _, _, step = state
+        F, images, noise, gradient, scored, momentum, alignment, relative, _, step = state
         previous, old_gradient = momentum
         new_alignment = _dot(gradient, scored)
         beta = jnp.maximum((new_alignment - _dot(scored, old_gradient)) / jnp.where(alignment > 0, alignment, 1), 0)
@@ -151,9 +153,12 @@ def maximise_likelihood(
         V, change = jax.tree.map(lambda a, b: jnp.where(ascends, a, b), direction, scored)
         V_images = problem.images(V)
         t = line_step(problem.line(F, images, V, V_images, noise, change))
-        F, images, noise = F + t * V, images + t * V_images, noise + t * change
-        new_gradient, new_scored, relative = problem.gradient(F, images, noise)
-        return F, images, noise, new_gradient, new_scored, ((V, change), gradient), new_alignment, relative, t > 0, step + 1
+        reached = F + t * V, images + t * V_images, noise + t * change
+        new_gradient, new_scored, new_relative = problem.gradient(*reached)
+        moved = (t > 0) & jnp.isfinite(new_relative)  # not where Σ is singular to rounding
+        new = *reached, new_gradient, new_scored, ((V, change), gradient), new_alignment, new_relative
+        old = F, images, noise, gradient, scored, momentum, alignment, relative
+        return *jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, old), moved, step + 1
 
     zero = (jnp.zeros_like(start), jnp.zeros_like(start_noise))
     images = problem.images(start)
@@ -175,11 +180,23 @@ def check_degrees_of_freedom(covariance: SampleCovariance, hierarchy: Hierarchy)
         )
 
 
-def positive_noise(noise: Float[Array, "..."], covariance: SampleCovariance) -> Float[Array, "..."]:
-    """A noise variance to start from that is not zero: at least a 1e-6th of the mean variance."""
-    return jnp.maximum(noise, 1e-6 * covariance.trace() / covariance.n_features)
+def smallest_noise(covariance: SampleCovariance) -> Float[Array, ""]:
+    """What rounding leaves of a noise variance of zero, for which the likelihood is unbounded: no fit goes below it."""
+    return ROUNDING * jnp.finfo(covariance.dtype).eps * covariance.trace() / covariance.n_features
 
 
+def positive_noise(
+    noise: Float[Array, "..."], loadings: Float[Array, "d K"], covariance: SampleCovariance
+) -> Float[Array, "..."]:
+    """A noise variance to start from: where it is next to nothing, the mean variance that the loadings do not explain, which is
+    not nothing when they fit badly."""
+    d = covariance.n_features
+    floor = jnp.maximum(1e-6 * covariance.trace() / d, 2 * smallest_noise(covariance))
+    unexplained = (covariance.trace() - jnp.sum(loadings**2)) / d
+    return jnp.where(noise > floor, noise, jnp.maximum(floor, unexplained))
+
+
+@scale_equivariant(log_scale)
 def hcl_ml(
     covariance: SampleCovariance,
     hierarchy: Hierarchy,
@@ -203,5 +220,5 @@ def hcl_ml(
         start_noise = jnp.stack([jnp.maximum(jnp.mean(left[g]), noise / 10) for g in groups])
     else:
         start_noise = noise[None]
-    start_noise = positive_noise(start_noise, covariance)
+    start_noise = positive_noise(start_noise, start, covariance)
     return maximise_likelihood(covariance, hierarchy, start, start_noise, groups, tolerance, max_steps)

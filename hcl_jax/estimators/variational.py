@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
-from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise
+from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise, smallest_noise
 from hcl_jax.linalg import Anderson, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure
 
@@ -25,6 +25,11 @@ class Posterior(NamedTuple):
     column_covariances: Float[Array, "M K K"]
     precisions: Float[Array, "M K"]
     noise: Float[Array, " groups"]
+
+    def scaled(self, root: Float[Array, ""]) -> "Posterior":
+        """The posterior of data `root` times as large."""
+        square = root**2
+        return Posterior(root * self.mean, square * self.column_covariances, self.precisions / square, square * self.noise)
 
 
 class _Sweep(NamedTuple):
@@ -43,6 +48,7 @@ class _Vb:
         self.seen = jnp.asarray(hierarchy.modality_mask, dtype)
         self.eye = jnp.eye(hierarchy.n_factors, dtype=dtype)
         self.trace = covariance.trace()
+        self.smallest_noise = smallest_noise(covariance)
 
     def second_moments(self, mean: Array, column_covariances: Array) -> Float[Array, "M K K"]:
         """E_m = E[Λ^(m)]ᵀE[Λ^(m)] + d_m C_m."""
@@ -68,7 +74,7 @@ class _Vb:
         cap = PRUNED * nu * jnp.diagonal(omega) / noise
         precisions = jnp.minimum(self.dims[:, None] / jnp.where(seen > 0, mean_squares, 1), cap[None, :])
         q = self.trace - 2 * jnp.sum(mean * SB) + jnp.sum(moments.sum(axis=0) * omega)
-        new_noise = q / d
+        new_noise = jnp.maximum(q / d, self.smallest_noise)
 
         active = seen.sum(axis=1)
         fit = d * jnp.log(2 * jnp.pi * new_noise) + q / new_noise
@@ -112,16 +118,18 @@ def maximise_bound(vb: _Vb, start: Posterior, tolerance: float, max_steps: int) 
         return Posterior(mean, like.column_covariances, jnp.minimum(precisions, PRUNED * like.precisions), jnp.exp(vector[-1:]))
 
     def advance(state):
-        best, memory, trial, small, step = state
+        best, memory_before, trial, small, step = state
         swept = vb.sweep(trial)
         accepted = swept.bound >= best.bound
         image = flatten(swept.posterior)
-        pushed = memory.push(image, image - flatten(trial))
+        pushed = memory_before.push(image, image - flatten(trial))
         empty = Anderson.empty(image.shape[0], image.dtype)
         memory = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), pushed, empty)
         extrapolated = unflatten(memory.extrapolate(), swept.posterior)
-        gain = (swept.bound - best.bound) / jnp.abs(swept.bound)
-        small = jnp.where(accepted, jnp.where(gain < tolerance, small + 1, 0), small)
+        gain = 2 * (swept.bound - best.bound) / (vb.S.nu * vb.S.n_features)  # per degree of freedom and feature: free of units
+        rounded = ~accepted & (memory_before.used < 0)  # a plain sweep from the best point lost: only rounding is left to gain
+        gains_little = (accepted & (gain < tolerance)) | rounded
+        small = jnp.where(gains_little, small + 1, jnp.where(accepted, 0, small))
         best = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), swept, best)
         trial = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), extrapolated, best.posterior)
         return best, memory, trial, small, step + 1
@@ -139,13 +147,16 @@ def fit_posterior(
     """(q, estimate): the whole variational posterior behind `hcl_vb`."""
     check_degrees_of_freedom(covariance, hierarchy)
     tolerance = default_tolerance(covariance.dtype, double=1e-7, single=1e-6) if tolerance is None else tolerance
-    vb = _Vb(covariance, hierarchy)
-    start = hcl_ml(covariance, hierarchy, tolerance=START_TOLERANCE, max_steps=50)
-    point = _starting_point(vb, start.loadings, positive_noise(start.noise_variance, covariance))
+    unit, root = covariance.in_unit_scale()
+    vb = _Vb(unit, hierarchy)
+    start = hcl_ml(unit, hierarchy, tolerance=START_TOLERANCE, max_steps=50)
+    point = _starting_point(vb, start.loadings, positive_noise(start.noise_variance, start.loadings, unit))
     swept, steps, converged = maximise_bound(vb, point, tolerance, max_steps)
-    posterior = swept.posterior
-    estimate = finished(posterior.mean, posterior.noise[0], converged, steps, -swept.bound / covariance.nu)
-    return posterior, estimate
+    converged &= swept.posterior.noise[0] > vb.smallest_noise  # there, for data without noise, rounding decides
+    fit = finished(swept.posterior.mean, swept.posterior.noise[0], converged, steps, -swept.bound / covariance.nu)
+    posterior = swept.posterior.scaled(root)
+    objective = fit.objective + covariance.n_features * jnp.log(root)  # −bound/ν has half of the likelihood's log det Σ
+    return posterior, Estimate(posterior.mean, posterior.noise[0], fit.status, fit.steps, objective)
 
 
 def relevance(posterior: Posterior, hierarchy: Hierarchy) -> Float[Array, "M K"]:
@@ -177,8 +188,8 @@ def hcl_vb(
     bound.
 
     q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. Columns that cannot be seen are pruned to zero. Stops
-    when the bound twice running gains less than `tolerance` of itself (1e-7 in float64, 1e-6 in float32): what it still gains
-    after that is in rotations within structures and in columns on their way to zero, and moves the Gram error by less than 1
-    % (docs/results.md). The objective is −bound/ν. Raises `ValueError` for K ≥ ν.
+    when 2/(νd) times the bound twice running gains less than `tolerance` (1e-7 in float64, 1e-6 in float32), or nothing but
+    rounding: what it still gains after that is in rotations within structures and in columns on their way to zero, and moves
+    the Gram error by less than 1 % (docs/results.md). The objective is −bound/ν. Raises `ValueError` for K ≥ ν.
     """
     return fit_posterior(covariance, hierarchy, tolerance=tolerance, max_steps=max_steps)[1]
