@@ -1,0 +1,324 @@
+"""The sample covariance of more rows than memory holds: one pass over chunks of rows, and partial sums that combine."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from hcl_jax.covariance import SampleCovariance
+
+MEMORY = 256 * 2**20  # bytes of rows at a time
+LARGEST_BLOCK = 4096  # rows: products of more are no faster, and no longer in the cache where there are some hundred features
+
+
+@dataclass(frozen=True)
+class CovarianceSums:
+    """n, a shift c, Σ(x − c) and Σ(x − c)(x − c)ᵀ over some rows, in float64. `dtype` is that of the rows.
+
+    Sums over disjoint ranges of rows combine, in any order: with one shift these are additions, otherwise one set of sums is
+    first moved to the shift of the other by an identity. Either way the result differs only by roundings of float64.
+    """
+
+    n: int
+    shift: Float[np.ndarray, " d"]
+    total: Float[np.ndarray, " d"]
+    outer: Float[np.ndarray, "d d"]
+    dtype: np.dtype
+
+    def combine(self, other: "CovarianceSums") -> "CovarianceSums":
+        """The sums over the rows of both, about the shift of this one.
+
+        Raises `ValueError` when the numbers of features differ.
+        """
+        if len(other.shift) != len(self.shift):
+            raise ValueError(f"other: has {len(other.shift)} features; expected {len(self.shift)}")
+        moved = other.shift - self.shift
+        cross = np.outer(other.total, moved)
+        outer = self.outer + other.outer + cross + cross.T + other.n * np.outer(moved, moved)
+        total = self.total + other.total + other.n * moved
+        return CovarianceSums(self.n + other.n, self.shift, total, outer, np.result_type(self.dtype, other.dtype))
+
+    def mean(self) -> Float[np.ndarray, " d"]:
+        """The mean of the rows."""
+        return self.shift + self.total / self.n
+
+    def covariance(self) -> SampleCovariance:
+        """S with divisor n − 1, in the precision of the rows, or in float32 where JAX has no float64.
+
+        Raises `ValueError` when there are fewer than 2 rows.
+        """
+        if self.n < 2:
+            raise ValueError(f"n: is {self.n}; expected at least 2 rows")
+        S = (self.outer - np.outer(self.total, self.total / self.n)) / (self.n - 1)
+        return SampleCovariance(jnp.asarray(S, jax.dtypes.canonicalize_dtype(self.dtype)), n=self.n)
+
+
+class CovarianceAccumulator:
+    """Takes chunks of rows, a list of views each, and holds their `CovarianceSums`: O(d²) memory beside one block of rows.
+
+    Rows gather in a block that is shifted as they come in; a full block is multiplied with itself in the precision of the rows,
+    and blocks are added up in float64. Chunks may be of any size: the sums do not depend on it, not by a bit.
+
+    `shift` is by default the mean of the first block, so that nothing of the form E[x²] − E[x]² is ever computed. In float32
+    the covariances of the stored values are then right to 1e-6 of √(S_ii S_jj), however large the mean (and to 1e-7 unless the
+    values are whole multiples of a coarse unit, whose squares are rounded downwards more often than up). That holds as long as
+    rows stay near the shift: where they drift from it by t standard deviations, the error is up to t² times as large.
+
+    `block_rows` defaults to what `memory` bytes hold, 4096 at most. `first_row` is what error messages count rows from.
+
+    >>> accumulator = CovarianceAccumulator(dims=(2, 1), dtype=np.float64)
+    >>> accumulator.update([np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[2.0], [0.0]])])
+    >>> accumulator.sums().covariance().matrix.tolist()
+    [[2.0, 0.0, -2.0], [0.0, 0.0, 0.0], [-2.0, 0.0, 2.0]]
+
+    Raises `ValueError` for an argument that makes no sense; so do its methods, naming view and rows.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        dtype: np.dtype | type = np.float32,
+        *,
+        shift: Float[np.ndarray, " d"] | None = None,
+        block_rows: int | None = None,
+        memory: int = MEMORY,
+        first_row: int = 0,
+    ):
+        if not dims or min(dims) < 1:
+            raise ValueError(f"dims: is {tuple(dims)}; expected the positive number of features of each view")
+        d, self._dtype = sum(dims), np.result_type(dtype, np.float32)
+        if self._dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype: is {np.dtype(dtype)}; expected real numbers of at most 64 bits")
+        rows = min(LARGEST_BLOCK, memory // (d * self._dtype.itemsize)) if block_rows is None else block_rows
+        if rows < 1:
+            name, value = ("memory", memory) if block_rows is None else ("block_rows", block_rows)
+            raise ValueError(f"{name}: is {value}; expected room for at least one row of {d} features")
+        if shift is not None and (shift.shape != (d,) or not np.isfinite(shift).all()):
+            raise ValueError(f"shift: has shape {shift.shape}; expected {d} finite numbers")
+        self._columns = [slice(start, stop) for start, stop in pairwise(np.cumsum([0, *dims]).tolist())]
+        self._block, self._product = np.empty((rows, d), self._dtype), np.empty((d, d), self._dtype)
+        self._filled, self._n, self._first_row = 0, 0, first_row
+        self._shift = None if shift is None else shift.astype(self._dtype)
+        self._total, self._outer = np.zeros(d), np.zeros((d, d))
+
+    def update(self, views: Sequence[np.ndarray]) -> None:
+        """Take in a chunk: the next rows of every view.
+
+        Raises `ValueError` that names the view when its rows are fewer, or its features others, than expected, or when it holds
+        values that are not finite.
+        """
+        rows = self._check(views)
+        taken = 0
+        while taken < rows:
+            size = min(rows - taken, len(self._block) - self._filled)
+            target = self._block[self._filled : self._filled + size]
+            with np.errstate(invalid="ignore", over="ignore"):  # found in the product
+                for view, columns in zip(views, self._columns, strict=True):
+                    shift = self._dtype.type(0) if self._shift is None else self._shift[None, columns]
+                    np.subtract(view[taken : taken + size], shift, out=target[:, columns])
+            self._filled += size
+            taken += size
+            if self._filled == len(self._block):
+                self._flush()
+
+    def sums(self) -> CovarianceSums:
+        """The sums over all rows so far. Raises `ValueError` when there are none."""
+        self._flush()
+        if self._shift is None or not self._n:
+            raise ValueError("views: have no rows; expected at least one")
+        return CovarianceSums(self._n, self._shift.astype(float), self._total.copy(), self._outer.copy(), self._dtype)
+
+    def _check(self, views: Sequence[np.ndarray]) -> int:
+        """The number of rows that all views have."""
+        if len(views) != len(self._columns):
+            raise ValueError(f"views: are {len(views)}; expected {len(self._columns)}")
+        for m, (view, columns) in enumerate(zip(views, self._columns, strict=True), start=1):
+            dim = columns.stop - columns.start
+            if view.ndim != 2 or view.shape[1] != dim or view.dtype.kind not in "fiub":
+                raise ValueError(f"views: view {m} has shape {view.shape}, {view.dtype}; expected real numbers, rows × {dim}")
+        lengths = [len(view) for view in views]
+        if min(lengths) < max(lengths):
+            short, long = lengths.index(min(lengths)) + 1, lengths.index(max(lengths)) + 1
+            end, more = (self._first_row + self._n + self._filled + length for length in (min(lengths), max(lengths)))
+            raise ValueError(f"views: view {short} ends before row {end}; expected {more} rows or more, as view {long} has")
+        return lengths[0]
+
+    def _flush(self) -> None:
+        """Add the rows of the block to the sums."""
+        if not self._filled:
+            return
+        block = self._block[: self._filled]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self._shift is None:
+                shift = block.mean(axis=0, dtype=float).astype(self._dtype)
+                block -= shift[None]
+            np.matmul(block.T, block, out=self._product)
+        if not np.isfinite(np.diagonal(self._product)).all():
+            raise ValueError(self._not_finite(block))
+        if self._shift is None:
+            self._shift = shift
+        self._total += np.ones(len(block), self._dtype) @ block
+        self._outer += self._product
+        self._n += self._filled
+        self._filled = 0
+
+    def _not_finite(self, block: np.ndarray) -> str:
+        start = self._first_row + self._n
+        m = next(m for m, c in enumerate(self._columns) if not np.isfinite(np.diagonal(self._product)[c]).all())
+        where = f"views: view {m + 1}, rows {start} to {start + len(block) - 1}:"
+        if np.isfinite(block[:, self._columns[m]]).all():
+            return f"{where} values whose squares exceed {self._dtype}; expected smaller ones, or float64"
+        return f"{where} NaN or infinite values; expected finite numbers"
+
+
+def accumulate(
+    chunks: Iterable[Sequence[np.ndarray]],
+    *,
+    shift: Float[np.ndarray, " d"] | None = None,
+    block_rows: int | None = None,
+    memory: int = MEMORY,
+) -> CovarianceSums:
+    """The sums over chunks of rows, a list of views each, of which only one is held at a time.
+
+    Options and errors are those of `CovarianceAccumulator`; dimensions and dtype those of the first chunk.
+
+    >>> rng = np.random.default_rng(0)
+    >>> chunks = ([rng.normal(size=(500, 3)), rng.normal(size=(500, 2))] for _ in range(20))
+    >>> accumulate(chunks).covariance().n_features
+    5
+    """
+    accumulator = None
+    for views in chunks:
+        if accumulator is None:
+            dims, dtype = [math.prod(view.shape[1:]) for view in views], np.result_type(*views)
+            accumulator = CovarianceAccumulator(dims, dtype, shift=shift, block_rows=block_rows, memory=memory)
+        accumulator.update(views)
+    if accumulator is None:
+        raise ValueError("chunks: are none; expected at least one")
+    return accumulator.sums()
+
+
+def accumulate_npy(
+    paths: Sequence[str | Path],
+    *,
+    rows: slice = slice(None),
+    shift: Float[np.ndarray, " d"] | None = None,
+    block_rows: int | None = None,
+    memory: int = MEMORY,
+) -> CovarianceSums:
+    """The sums over a range of rows of .npy files, one a view, mapped into memory and never loaded.
+
+    Several processes, or Dask with `client.map` in place of `pool.map`, take a range each:
+
+        with ProcessPoolExecutor() as pool:
+            parts = pool.map(partial_sums, row_ranges(n_rows, 8))  # partial_sums(rows) returns accumulate_npy(paths, rows=rows)
+            covariance = functools.reduce(CovarianceSums.combine, parts).covariance()
+
+    Other options are those of `CovarianceAccumulator`. Raises `ValueError` that names the file, before anything is computed, when
+    one is missing, is no matrix of numbers or has fewer rows than another; else as the accumulator does.
+    """
+    views = [_map_npy(path) for path in paths]
+    first, last = _selected(rows, _common_length([len(view) for view in views], [str(path) for path in paths]))
+    accumulator = CovarianceAccumulator(
+        [view.shape[1] for view in views],
+        np.result_type(*views),
+        shift=shift,
+        block_rows=block_rows,
+        memory=memory,
+        first_row=first,
+    )
+    accumulator.update([view[first:last] for view in views])
+    return accumulator.sums()
+
+
+def accumulate_parquet(
+    paths: Sequence[str | Path],
+    columns: Sequence[Sequence[str] | None] | None = None,
+    *,
+    rows: slice = slice(None),
+    shift: Float[np.ndarray, " d"] | None = None,
+    block_rows: int | None = None,
+    memory: int = MEMORY,
+) -> CovarianceSums:
+    """The sums over a range of rows of parquet files, read lazily: a file or a glob and a list of columns for each view.
+
+    Views may be columns of one file, which is then named for each of them. Without columns a view has all of its file's. `memory`
+    bytes bound the rows that are read at a time, in the precision of the files.
+
+    Other options are those of `CovarianceAccumulator`; errors are those of `accumulate_npy`. A missing value counts as NaN.
+    """
+    if columns is not None and len(columns) != len(paths):
+        raise ValueError(f"columns: has lists for {len(columns)} views; expected {len(paths)}, one for each of the paths")
+    wanted = columns or [None] * len(paths)
+    frames = [_scan_parquet(path, names) for path, names in zip(paths, wanted, strict=True)]
+    lengths = [frame.select(pl.len()).collect().item() for frame in frames]
+    first, last = _selected(rows, _common_length(lengths, [str(path) for path in paths]))
+    dims = [len(frame.collect_schema()) for frame in frames]
+    dtype = np.result_type(*[frame.clear().collect().to_numpy() for frame in frames])
+    accumulator = CovarianceAccumulator(dims, dtype, shift=shift, block_rows=block_rows, memory=memory, first_row=first)
+    at_a_time = max(1, memory // (4 * sum(dims) * dtype.itemsize))  # polars holds what it decodes beside what it hands over
+    for start in range(first, last, at_a_time):
+        accumulator.update([frame.slice(start, min(at_a_time, last - start)).collect().to_numpy() for frame in frames])
+    return accumulator.sums()
+
+
+def row_ranges(n_rows: int, parts: int) -> list[slice]:
+    """All rows in consecutive ranges of nearly equal length, for as many processes.
+
+    >>> row_ranges(10, 3)
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
+    """
+    if not 1 <= parts <= n_rows:
+        raise ValueError(f"parts: is {parts}; expected from 1 to {n_rows}, the number of rows")
+    return [slice(start, stop) for start, stop in pairwise(n_rows * part // parts for part in range(parts + 1))]
+
+
+def _map_npy(path: str | Path) -> np.ndarray:
+    try:
+        view = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"paths: {path} cannot be mapped ({error}); expected a matrix in .npy") from None
+    if not isinstance(view, np.ndarray) or view.ndim != 2 or view.dtype.kind not in "fiub":
+        what = f"shape {view.shape}, {view.dtype}" if isinstance(view, np.ndarray) else "several arrays"
+        raise ValueError(f"paths: {path} has {what}; expected one matrix of real numbers, rows × features")
+    return view
+
+
+def _scan_parquet(path: str | Path, names: Sequence[str] | None) -> pl.LazyFrame:
+    try:
+        frame = pl.scan_parquet(path)
+        schema = frame.collect_schema()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"paths: {path} cannot be read ({reason}); expected parquet") from None
+    for name in schema if names is None else names:
+        if name not in schema or not schema[name].is_numeric():
+            raise ValueError(f"columns: {name!r} is {schema.get(name, 'missing')} in {path}; expected a column of numbers")
+    return frame if names is None else frame.select(names)
+
+
+def _common_length(lengths: Sequence[int], names: Sequence[str]) -> int:
+    """The number of rows that all views have."""
+    if not lengths:
+        raise ValueError("paths: are none; expected one a view")
+    most = max(lengths)
+    for m, (length, name) in enumerate(zip(lengths, names, strict=True), start=1):
+        if length < most:
+            other = names[lengths.index(most)]
+            raise ValueError(f"paths: view {m}, {name}, has {length} rows; expected {most}, as {other} has")
+    return most
+
+
+def _selected(rows: slice, n_rows: int) -> tuple[int, int]:
+    """Where the range starts and stops."""
+    first, last, step = rows.indices(n_rows)
+    if step != 1 or last <= first:
+        raise ValueError(f"rows: is {rows}; expected a range of at least one of the {n_rows} rows, and step 1")
+    return first, last
