@@ -10,7 +10,6 @@ second table says how long the loop's own descent takes to reach hcl-gn's object
 Cores that are busy with other work slow both, and not equally: the column `cores` says how many hcl_jax really had.
 """
 
-import os
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from hcl_jax.estimators.gauss_newton import hcl_gn
 from hcl_jax.experiments import Cell, CompilationCounter, configure
 from hcl_jax.experiments.mapping import Slots, place, spread
 from hcl_jax.experiments.recovery import DrawSpec, draw_program, errors_program, estimate_program, shared_arguments
+from measuring import restrict_to_cores, timed
 
 METHOD = "hcl-gn"
 RACE_EXCESS = 1e-6
@@ -125,12 +125,6 @@ class Ours:
             raise RuntimeError(f"{METHOD}: {np.count_nonzero(estimates.status)} fits did not converge; expected all to")
         count = len(slots.replicates)
         return drawing / count, fitting / count, measuring / count
-
-
-def timed(compute: Callable) -> tuple:
-    start = time.perf_counter()
-    result = jax.block_until_ready(compute())
-    return result, time.perf_counter() - start
 
 
 def run_loop(rng: np.random.Generator, case: Case, arguments: Arguments) -> tuple[float, float]:
@@ -288,16 +282,6 @@ def descent_row(case: Case, d: Descent) -> str:
     ratios = " / ".join(f"{sign}{ratio:.0f}" for ratio in (d.seconds / d.alone, d.seconds / d.in_sweep, whole))
     ours = " | ".join(f"{1e3 * seconds:.3g} ms" for seconds in (d.alone, d.in_sweep, d.in_sweep + d.our_draw))
     return f"| {case} | {ours} | {published} | {constant} (draw {d.loop_draw:.2g} s) | {ratios} |"
-
-
-def restrict_to_cores(threads: int) -> None:
-    """Leave this process the first `threads` of its cores."""
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    if not 1 <= threads <= len(cores):
-        raise ValueError(f"--threads: is {threads}; expected 1 to {len(cores)}, the cores of this process")
-    os.sched_setaffinity(0, cores[:threads])
 
 
 def check(arguments: Arguments) -> None:
