@@ -48,6 +48,10 @@ METHODS = {
     "hnn": MethodStyle("HNN", "#AA3377", "p", "-."),
     "raw": MethodStyle("features", "#777777", "|", ":"),
     "bayes": MethodStyle("Bayes limit", "#000000", "", (0, (5, 1))),
+    # beside which the benchmarks time: Paul Tol's vibrant scheme, dashed
+    "numpy-em": MethodStyle("EM in NumPy", "#EE7733", "^", "--"),
+    "factor-analysis": MethodStyle("factor analysis, scikit-learn", "#0077BB", "v", "--"),
+    "pca": MethodStyle("PCA, scikit-learn", "#BBBBBB", "s", "--"),
 }
 REGRESSIONS = {
     "posterior": ("", None),
