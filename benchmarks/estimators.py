@@ -1,7 +1,7 @@
 """Time and peak memory of the estimators against n, d, K and M, beside scikit-learn and a plain EM in NumPy, on the same data.
 
     python benchmarks/estimators.py                     # prints the table, and writes it to results/benchmarks/sizes.csv
-    python figures/benchmarks.py results/benchmarks
+    python figures/sizes.py results/benchmarks
 
 Every method gets the rows of all views, and is timed from there to its estimate: the sample covariance is in the time of all that
 need one. Compilation is not; each runs on one core, with one thread, in turns. Memory is the peak beyond the data.

@@ -1,7 +1,7 @@
 """A sweep of many replicates on all cores beside as many single calls on one thread.
 
     python benchmarks/replicates.py                     # prints the table, and writes it to results/benchmarks/replicates.csv
-    python figures/benchmarks.py results/benchmarks
+    python figures/sizes.py results/benchmarks
 
 A replicate draws loadings, draws their sample covariance at n samples and fits, all in one compiled program. The sweep maps it
 over the cores, as a study does; the single calls are made one after the other in a process of their own, which has one core.

@@ -250,7 +250,8 @@ def accumulate_parquet(
     """The sums over a range of rows of parquet files, read lazily: a file or a glob and a list of columns for each view.
 
     Views may be columns of one file, which is then named for each of them. Without columns a view has all of its file's. `memory`
-    bytes bound the rows that are read at a time, in the precision of the files.
+    bytes bound the rows that are read at a time, in the precision of the files; a row group of the file is decoded anew for every
+    piece of it, so that small groups, or a large `memory`, are fastest.
 
     Other options are those of `CovarianceAccumulator`; errors are those of `accumulate_npy`. A missing value counts as NaN.
     """
@@ -263,7 +264,7 @@ def accumulate_parquet(
     dims = [len(frame.collect_schema()) for frame in frames]
     dtype = np.result_type(*[frame.clear().collect().to_numpy() for frame in frames])
     accumulator = CovarianceAccumulator(dims, dtype, shift=shift, block_rows=block_rows, memory=memory, first_row=first)
-    at_a_time = max(1, memory // (4 * sum(dims) * dtype.itemsize))  # polars holds what it decodes beside what it hands over
+    at_a_time = max(1, memory // (2 * sum(dims) * dtype.itemsize))  # as columns of polars and as a matrix
     for start in range(first, last, at_a_time):
         accumulator.update([frame.slice(start, min(at_a_time, last - start)).collect().to_numpy() for frame in frames])
     return accumulator.sums()

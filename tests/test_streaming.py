@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from helpers import PROPERTY, assert_at_most, assert_close
+from helpers import PROPERTY, assert_at_most, assert_close, fitted_by
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
+from hcl_jax import Hierarchy, SampleCovariance
 from hcl_jax.streaming import (
     CovarianceAccumulator,
     CovarianceSums,
@@ -186,8 +186,9 @@ def test_processes_take_ranges_of_rows(npy):
 def test_a_fit_from_accumulated_sums_is_that_from_the_data():
     views = [view / 10 for view in draw_views(n=3000)]
     hierarchy = Hierarchy(DIMS, {(1, 2, 3): 1, (1, 3): 1})
-    streamed = ESTIMATORS["hcl-svd"](accumulate([views], block_rows=500).covariance(), hierarchy)
-    at_once = ESTIMATORS["hcl-svd"](SampleCovariance.from_data([jnp.asarray(view) for view in views]), hierarchy)
+    fit = fitted_by("hcl-svd")
+    streamed = fit(accumulate([views], block_rows=500).covariance(), hierarchy)
+    at_once = fit(SampleCovariance.from_data([jnp.asarray(view) for view in views]), hierarchy)
     assert_close(streamed.loadings @ streamed.loadings.T, at_once.loadings @ at_once.loadings.T, "fit", slack=1e6)
 
 

@@ -1,6 +1,6 @@
 """Figure of the benchmarks: time and peak memory against the sizes of the problem. Nothing is timed here.
 
-    python figures/benchmarks.py results/benchmarks
+    python figures/sizes.py results/benchmarks
 
 draws figures/out/benchmarks_sizes.{pdf,png} from the tables of benchmarks/estimators.py and benchmarks/replicates.py.
 """
