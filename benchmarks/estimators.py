@@ -115,7 +115,7 @@ def em_fit(rows: np.ndarray, hierarchy: Hierarchy, seconds: float) -> Callable[[
     best, start = (our_fit(name, rows, hierarchy)() for name in ("hcl-ml", "hcl-svd"))
     target = numpy_em.log_likelihood_per_row(S, np.asarray(best.loadings), float(best.noise_variance)) - WITHIN
     from_svd = (np.asarray(start.loadings), float(start.noise_variance))
-    count, reached = em_iterations(S, from_svd, modalities, target, seconds)
+    count, _, reached = em_iterations(S, from_svd, modalities, target, seconds)
     if not reached:
         return None
     return lambda: next(islice(numpy_em.em_steps(sample_covariance(rows.copy()), *from_svd, modalities), count - 1, None))

@@ -63,7 +63,7 @@ class Race:
     em_iterations: int
     em_seconds: float
     reached: bool
-    """Whether EM got there in time; if not, it is timed for as long as it ran."""
+    """Whether EM got there in time; if not, its seconds are those after which it was given up."""
     our_steps: int
     our_seconds: float
     own_steps: int
@@ -98,8 +98,8 @@ def fewest(low: int, high: int, enough: Callable[[int], bool]) -> int:
     return high
 
 
-def em_iterations(S: np.ndarray, start: tuple, modalities: list, target: float, limit: float) -> tuple[int, bool]:
-    """The iterations of EM until its likelihood is at the target, or that `limit` seconds allow; and whether it got there."""
+def em_iterations(S: np.ndarray, start: tuple, modalities: list, target: float, limit: float) -> tuple[int, float, bool]:
+    """The iterations of EM to the target, or those that `limit` seconds allow; their seconds; and whether it got there."""
 
     def at_target(step: tuple) -> bool:
         return numpy_em.log_likelihood_per_row(S, *step) >= target
@@ -107,10 +107,11 @@ def em_iterations(S: np.ndarray, start: tuple, modalities: list, target: float, 
     steps, count, spent = numpy_em.em_steps(S, *start, modalities), 0, 0.0
     while spent < limit:
         latest, elapsed = timed(lambda: list(islice(steps, CHECKED_EVERY)))
+        spent += elapsed
         if at_target(latest[-1]):
-            return count + 1 + next(i for i, step in enumerate(latest) if at_target(step)), True
-        count, spent = count + len(latest), spent + elapsed
-    return count, False
+            return count + 1 + next(i for i, step in enumerate(latest) if at_target(step)), spent, True
+        count += len(latest)
+    return count, spent, False
 
 
 def race(hierarchy: Hierarchy, noise_variance: float, arguments: Arguments) -> Race:
@@ -133,13 +134,12 @@ def race(hierarchy: Hierarchy, noise_variance: float, arguments: Arguments) -> R
     highest = value(best)
     steps = fewest(0, int(best.steps), lambda i: value(ours(i)) >= highest - WITHIN)
     em_start = (np.asarray(start.loadings), float(start.noise_variance))
-    count, reached = em_iterations(S, em_start, modalities, highest - WITHIN, arguments.seconds)
-    competitors = {
-        "em": lambda: next(islice(numpy_em.em_steps(S, *em_start, modalities), count - 1, None)),
-        "ours": lambda: ours(steps),
-        "own": lambda: ours(STEPS_AT_MOST, own),
-    }
-    seconds = {name: statistics.median(times) for name, times in interleaved(competitors, arguments.rounds).items()}
+    count, spent, reached = em_iterations(S, em_start, modalities, highest - WITHIN, arguments.seconds)
+    competitors = {"ours": lambda: ours(steps), "own": lambda: ours(STEPS_AT_MOST, own)}
+    if reached:
+        competitors["em"] = lambda: next(islice(numpy_em.em_steps(S, *em_start, modalities), count - 1, None))
+    rounds = interleaved(competitors, arguments.rounds)
+    seconds = {"em": spent} | {name: statistics.median(times) for name, times in rounds.items()}
     stopped = ours(STEPS_AT_MOST, own)
     shortfall = highest - value(stopped)
     return Race(count, seconds["em"], reached, steps, seconds["ours"], int(stopped.steps), seconds["own"], shortfall)
