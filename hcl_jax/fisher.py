@@ -36,34 +36,32 @@ class FactorPrecision(eqx.Module):
 
     loadings: Float[Array, "d K"]
     noise: Float[Array, "d 1"]
-    cholesky: Float[Array, "K K"]
+    inverse: Float[Array, "K K"]  # W⁻¹
+    core: Float[Array, "K K"]  # FᵀΣ⁻¹F = (W − I)W⁻¹
 
     def __init__(self, loadings: Float[Array, "d K"], noise: Float[Array, "d 1"]):
         self.loadings, self.noise = loadings, noise
-        W = loadings.T @ (loadings / noise) + jnp.eye(loadings.shape[1], dtype=loadings.dtype)
-        self.cholesky = jnp.linalg.cholesky(W)
+        gram = loadings.T @ (loadings / noise)
+        self.inverse = spd_inverse(gram + jnp.eye(gram.shape[0], dtype=gram.dtype))[0]
+        self.core = gram @ self.inverse
 
     def apply(self, vectors: Float[Array, "d k"]) -> Float[Array, "d k"]:
         """Σ⁻¹ V."""
         scaled = vectors / self.noise
-        return scaled - (self.loadings / self.noise) @ self.solve_core(self.loadings.T @ scaled)
-
-    def solve_core(self, vectors: Float[Array, "K k"]) -> Float[Array, "K k"]:
-        """W⁻¹ V."""
-        return jax.scipy.linalg.cho_solve((self.cholesky, True), vectors)
+        return scaled - (self.loadings / self.noise) @ (self.inverse @ (self.loadings.T @ scaled))
 
     def loadings_image(self) -> Float[Array, "d K"]:
         """Σ⁻¹F = Ψ⁻¹F W⁻¹."""
-        return self.solve_core((self.loadings / self.noise).T).T
+        return (self.loadings / self.noise) @ self.inverse
 
 
 def _block_norms_sq(precision: FactorPrecision, noise: Float[Array, " groups"], groups: tuple[slice, ...]) -> Float[Array, "g g"]:
     """‖(Σ⁻¹)_pq‖_F² for all pairs of groups."""
-    P = jax.scipy.linalg.solve_triangular(precision.cholesky, (precision.loadings / precision.noise).T, lower=True).T
-    cores = jnp.stack([P[g].T @ P[g] for g in groups])
+    P = precision.loadings / precision.noise
+    cores = jnp.stack([P[g].T @ P[g] @ precision.inverse for g in groups])
     sizes = jnp.array([g.stop - g.start for g in groups], dtype=noise.dtype)
     own = sizes / noise**2 - 2 * jnp.trace(cores, axis1=1, axis2=2) / noise
-    return jnp.einsum("pij,qij->pq", cores, cores) + jnp.diag(own)
+    return jnp.einsum("pij,qji->pq", cores, cores) + jnp.diag(own)
 
 
 class FisherOperator(eqx.Module):
@@ -71,7 +69,6 @@ class FisherOperator(eqx.Module):
 
     precision: FactorPrecision
     image: Float[Array, "d K"]  # Σ⁻¹F
-    core: Float[Array, "K K"]  # FᵀΣ⁻¹F
     noise_norms: Float[Array, "g g"]
     modality_inverses: Float[Array, "M K K"]
     hierarchy: Hierarchy = eqx.field(static=True)
@@ -83,10 +80,9 @@ class FisherOperator(eqx.Module):
         self.hierarchy, self.groups = hierarchy, tuple((g.start, g.stop) for g in groups)
         self.precision = FactorPrecision(loadings, by_feature(noise, groups))
         self.image = self.precision.loadings_image()
-        self.core = loadings.T @ self.image
         self.noise_norms = _block_norms_sq(self.precision, noise, groups)
         damping = max(1e-6, 1e3 * float(jnp.finfo(loadings.dtype).eps))  # factors may be collinear to rounding
-        self.modality_inverses = modality_inverses(self.core, hierarchy, damping)
+        self.modality_inverses = modality_inverses(self.precision.core, hierarchy, damping)
 
     def _slices(self) -> tuple[slice, ...]:
         return tuple(slice(*g) for g in self.groups)
@@ -96,7 +92,7 @@ class FisherOperator(eqx.Module):
         V, tau = parameters
         groups = self._slices()
         F, Y = self.precision.loadings, self.image
-        moved = V @ self.core + F @ (V.T @ Y) + by_feature(tau, groups) * Y
+        moved = V @ self.precision.core + F @ (V.T @ Y) + by_feature(tau, groups) * Y
         along_loadings = jnp.where(self.hierarchy.mask, self.precision.apply(moved), 0)
         X_dot_Y = jnp.sum(self.precision.apply(V) * Y, axis=1)
         traces = jnp.stack([X_dot_Y[g].sum() for g in groups])
@@ -136,10 +132,13 @@ def apply_by_modality(V: Float[Array, "d K"], inverses: Float[Array, "M K K"], h
 
 
 def minus_half_gradient(
-    precision: FactorPrecision, image: Float[Array, "d K"], covariance_image: Float[Array, "d K"], hierarchy: Hierarchy
+    precision: FactorPrecision, covariance_image: Float[Array, "d K"], hierarchy: Hierarchy
 ) -> Float[Array, "d K"]:
-    """−½ of the gradient of log det Σ + tr(Σ⁻¹S) along masked loadings: [Σ⁻¹(S Σ⁻¹F) − Σ⁻¹F]∘mask, from Σ⁻¹F and S Σ⁻¹F."""
-    return jnp.where(hierarchy.mask, precision.apply(covariance_image) - image, 0)
+    """−½ of the gradient of log det Σ + tr(Σ⁻¹S) along masked loadings: [Σ⁻¹(S Σ⁻¹F − F)]∘mask, from S Σ⁻¹F.
+
+    The difference comes first: where factors are far stronger than the noise, Σ⁻¹ loses digits of what it is taken of.
+    """
+    return jnp.where(hierarchy.mask, precision.apply(covariance_image - precision.loadings), 0)
 
 
 def noise_gradient(

@@ -21,7 +21,7 @@ def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int =
     precision, image = operator.precision, operator.image
     covariance_image = covariance.product(image)
     right = (
-        minus_half_gradient(precision, image, covariance_image, truth.hierarchy),
+        minus_half_gradient(precision, covariance_image, truth.hierarchy),
         -noise_gradient(precision, image, covariance_image, covariance, groups) / 2,
     )
     tolerance = 1e-9 if truth.loadings.dtype == jnp.float64 else 1e-4
