@@ -71,7 +71,7 @@ def run_on_cluster(client: "Client", job: Job, groups: list[Group], watch: Watch
     submit = partial(client.submit, compute_group, job, own=own, run_id=run_id, pure=False, retries=RETRIES)
     waiting = {submit(group=group): group for group in groups}
     while waiting:
-        if stop:
+        if stop.asked:
             client.run(halt, run_id, on_error="ignore")  # each time, for workers may have joined
             if not halting:
                 _cancel_idle(client, waiting)
@@ -86,13 +86,13 @@ def run_on_cluster(client: "Client", job: Job, groups: list[Group], watch: Watch
                     raise ClusterError(f"scheduler: workers that compute {group.name} die; see their logs") from None
                 found = None
             if found is None:
-                waiting |= {} if stop else {submit(group=group): group}
+                waiting |= {} if stop.asked else {submit(group=group): group}
                 continue
             parts, n_compilations = found
             watch.report.n_compilations += n_compilations
             for done in parts:
                 watch.finished(done)
-            if not stop:
+            if not stop.asked:
                 watch.closed(group)
         if client.status not in ("running", "connecting"):
             raise ClusterError(

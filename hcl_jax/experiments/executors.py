@@ -42,7 +42,9 @@ class Stop:
         for other in self._usual:
             signal.signal(other, signal.SIG_DFL)
 
-    def __bool__(self) -> bool:
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
         return self.signal is not None
 
 
@@ -98,8 +100,8 @@ def run_here(job: Job, groups: Sequence[Group], watch: Watch, stop: Stop) -> Non
     """The groups one after the other; those that other processes are at are put off, and taken over should these die."""
     with CompilationCounter() as compilations:
         waiting = list(groups)
-        while waiting and not stop:
-            put_off = [group for group in waiting if not stop and not _run_one(job, group, watch, stop)]
+        while waiting and not stop.asked:
+            put_off = [group for group in waiting if not stop.asked and not _run_one(job, group, watch, stop)]
             if len(put_off) == len(waiting):
                 time.sleep(POLL_SECONDS)
             waiting = put_off
@@ -111,7 +113,7 @@ def _run_one(job: Job, group: Group, watch: Watch, stop: Stop) -> bool:
         with closing(run_group(job.sweep, group, job.store, job.execution)) as parts:
             for done in parts:
                 watch.finished(done)
-                if stop:
+                if stop.asked:
                     return False
     except ClaimedError:
         return False
@@ -132,7 +134,7 @@ def run_sweep(
 
     `run` is the manifest's record of this run. Raises `OutputError` when a part cannot be written: those before it are kept.
     """
-    stop, start = stop or Stop(), time.perf_counter()
+    stop, start = Stop() if stop is None else stop, time.perf_counter()
     if not tasks:
         return Report()
     store.begin(run)
