@@ -3,13 +3,12 @@
     python benchmarks/crash_safety.py                  # 20 kills of the study, restarted each time
     python benchmarks/crash_safety.py --workers 2      # one sweep on a local Dask cluster, a worker killed every few seconds
 
-A third of the kills of the study strike at any moment from its start on, the others after it began to compute. What a kill met
-is printed. Exits with 1 when a row is wrong, lost or there twice.
+A third of the kills of the study strike while it starts, the others at any moment in which it computes. What a kill met is
+printed. Exits with 1 when a row is wrong, lost or there twice.
 """
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -73,28 +73,36 @@ def runs(output: Path) -> int:
     return path.read_text().count('"command"') if path.exists() else 0
 
 
-def kill_study(output: Path, options: Options, starting: float, computing: float) -> Iterator[str]:
-    """Kill and restart, each after at most so many seconds of starting or of computing; what each kill met."""
+def kill_study(output: Path, options: Options, starting: float, part: float) -> Iterator[str]:
+    """Kill and restart, while it starts or some parts later; what each kill met."""
     rng = np.random.default_rng(options.seed)
     for number in range(options.kills):
-        before, begun = runs(output), time.perf_counter()
+        begun, (before, _), ran = time.perf_counter(), state(output), runs(output)
         process = start(output, "--devices", str(options.devices))
-        anywhere = rng.random() < 1 / 3
-        deadline = begun + rng.uniform(0, starting)
-        while process.poll() is None and time.perf_counter() < deadline:
-            if not anywhere and runs(output) > before:
-                anywhere, deadline = True, time.perf_counter() + rng.uniform(0, computing)
-            elif not anywhere:
-                deadline = time.perf_counter() + 1
-            time.sleep(0.002)
+        if rng.random() < 1 / 3:
+            time.sleep(rng.uniform(0, starting))
+        else:
+            further = int(rng.integers(0, 3))
+            while process.poll() is None and (runs(output) == ran or state(output)[0] < before + further):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, part))
         if process.poll() is not None:
             raise SystemExit(f"the sweep was done after {number} kills")
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-        parts, temporary = state(output)
-        phase = "computing" if runs(output) > before else "starting"
-        seconds = time.perf_counter() - begun
+        (parts, temporary), seconds = state(output), time.perf_counter() - begun
+        phase = "computing" if runs(output) > ran else "starting"
         yield f"{number + 1:4d} {seconds:8.2f} s  {phase:10} {parts:3d} parts stored, {temporary} temporary files"
+
+
+def is_worker(process: Any) -> bool:
+    """Whether a child of the study is a worker of its cluster."""
+    import psutil
+
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.Error:  # it is dead already
+        return False
 
 
 def kill_workers(output: Path, options: Options) -> Iterator[str]:
@@ -108,7 +116,7 @@ def kill_workers(output: Path, options: Options) -> Iterator[str]:
         try:
             process.wait(rng.uniform(0.5, 1.5) * options.every)
         except subprocess.TimeoutExpired:
-            workers = [child for child in client.children() if any("spawn_main" in word for word in child.cmdline())]
+            workers = [child for child in client.children() if is_worker(child)]
             if workers and number < options.kills:
                 number += 1
                 rng.choice(np.array(workers, dtype=object)).kill()
@@ -134,8 +142,8 @@ def main(options: Options) -> int:
         parts = json.loads((alone / "manifest.json").read_text())["parts"]
         spent = [part["seconds"] for part in parts.values()]
         print(f"left alone: {seconds:.1f} s, {len(parts)} parts, {np.median(spent):.2f} s at the median", flush=True)
-        window = max(spent) + 3 * float(np.median(spent))  # the first part loads the programs
-        lines = kill_workers(killed, options) if options.workers else kill_study(killed, options, seconds / 4, window)
+        starting, part = seconds - sum(spent), float(np.median(spent))
+        lines = kill_workers(killed, options) if options.workers else kill_study(killed, options, starting, part)
         for line in lines:
             print(line, flush=True)
         if not options.workers:

@@ -6,7 +6,7 @@ Needs the extra `distributed`, which is imported when a cluster is asked for.
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,9 +20,10 @@ from hcl_jax.experiments.runtime import CompilationCounter, configure, versions
 from hcl_jax.experiments.sweep import ClaimedError, Done, Execution, Group, run_group
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 10.0
+START_SECONDS = 30.0
 RETRIES = 2
 """How often a group is tried again elsewhere after an error."""
 LOST_WORKERS = 25
@@ -42,14 +43,13 @@ def dask_executor(scheduler: str | None, n_workers: int | None) -> Iterator[Exec
     import distributed
 
     if scheduler is None:
-        cluster = distributed.LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, memory_limit=None, dashboard_address=":0", silence_logs="ERROR"
-        )
-        with cluster, distributed.Client(cluster) as client:
-            yield partial(run_on_cluster, client)
+        assert n_workers is not None
+        settings = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": ":0", "silence_logs": "ERROR"}
+        with distributed.LocalCluster(n_workers=0, **settings) as cluster, distributed.Client(cluster) as client:
+            yield partial(run_on_cluster, client, look_after=_replacing(cluster, n_workers))
         return
     try:
-        client = distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = distributed.Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ClusterError(
@@ -59,7 +59,26 @@ def dask_executor(scheduler: str | None, n_workers: int | None) -> Iterator[Exec
         yield partial(run_on_cluster, client)
 
 
-def run_on_cluster(client: "Client", job: Job, groups: list[Group], watch: Watch, stop: Stop) -> None:
+def _replacing(cluster: "LocalCluster", n_workers: int) -> Callable[[], None]:
+    """Starts workers where there are too few for long: the nanny of a worker that dies while it starts does not."""
+    cluster.scale(n_workers)
+    enough = time.monotonic()
+
+    def look_after() -> None:
+        nonlocal enough
+        missing = n_workers - len(cluster.scheduler_info["workers"])
+        if missing > 0 and time.monotonic() > enough + START_SECONDS:
+            cluster.scale(len(cluster.worker_spec) + missing)
+            missing = 0
+        if missing <= 0:
+            enough = time.monotonic()
+
+    return look_after
+
+
+def run_on_cluster(
+    client: "Client", job: Job, groups: list[Group], watch: Watch, stop: Stop, look_after: Callable[[], None] = lambda: None
+) -> None:
     """Compute all groups on the workers, however many there are and come and go.
 
     Told to stop, each worker finishes the part in hand. Raises `ClusterError` when the scheduler is lost, a worker has other
@@ -98,6 +117,7 @@ def run_on_cluster(client: "Client", job: Job, groups: list[Group], watch: Watch
             raise ClusterError(
                 "scheduler: the connection is lost; what was computed is kept, and the same command goes on from there"
             )
+        look_after()
         time.sleep(POLL_SECONDS / 10)
 
 
