@@ -7,6 +7,7 @@ A third of the kills of the study strike while it starts, the others at any mome
 printed. Exits with 1 when a row is wrong, lost or there twice.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -95,33 +96,40 @@ def kill_study(output: Path, options: Options, starting: float, part: float) -> 
         yield f"{number + 1:4d} {seconds:8.2f} s  {phase:10} {parts:3d} parts stored, {temporary} temporary files"
 
 
-def is_worker(process: Any) -> bool:
-    """Whether a child of the study is a worker of its cluster."""
+def find_workers(study: Any) -> tuple[list, list]:
+    """The workers of the study's cluster, and those of them that are computing: they hold a claim."""
     import psutil
 
-    try:
-        return any("spawn_main" in word for word in process.cmdline())
-    except psutil.Error:  # it is dead already
-        return False
+    workers, busy = [], []
+    for process in study.children():
+        with contextlib.suppress(psutil.Error):  # it is dead already
+            if any("spawn_main" in word for word in process.cmdline()):
+                workers.append(process)
+                if any("/locks/" in file.path for file in process.open_files()):
+                    busy.append(process)
+    return workers, busy
 
 
 def kill_workers(output: Path, options: Options) -> Iterator[str]:
-    """Kill a random worker every few seconds until the sweep is done; what each kill met."""
+    """Kill a worker every few seconds until the sweep is done, two of three times one that computes; what each kill met."""
     import psutil
 
     rng, begun, number = np.random.default_rng(options.seed), time.perf_counter(), 0
     process = start(output, "--local-cluster", str(options.workers), "--devices", str(options.devices))
-    client = psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            process.wait(rng.uniform(0.5, 1.5) * options.every)
-        except subprocess.TimeoutExpired:
-            workers = [child for child in client.children() if is_worker(child)]
-            if workers and number < options.kills:
-                number += 1
-                rng.choice(np.array(workers, dtype=object)).kill()
-                yield f"{number:4d} {time.perf_counter() - begun:8.2f} s  {state(output)[0]:3d} parts stored"
-    if process.returncode:
+    study = psutil.Process(process.pid)
+    while number < options.kills and process.poll() is None:
+        time.sleep(rng.uniform(0.5, 1.5) * options.every)
+        anyone, chosen = rng.random() < 1 / 3, []
+        while not chosen and process.poll() is None:
+            workers, busy = find_workers(study)
+            chosen = workers if anyone else busy
+        if chosen:
+            number += 1
+            victim = chosen[rng.integers(len(chosen))]
+            victim.kill()
+            phase = "computing" if victim in busy else "idle or starting"
+            yield f"{number:4d} {time.perf_counter() - begun:8.2f} s  {phase:16} {state(output)[0]:3d} parts stored"
+    if process.wait():
         raise SystemExit(f"the study ended with exit code {process.returncode}")
 
 

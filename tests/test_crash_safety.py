@@ -92,7 +92,8 @@ def test_processes_share_a_folder(tmp_path, whole, environment):
 
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path, environment):
-    process = launch(environment, STUDY, "--dims", "300", "300", "--output", tmp_path)
+    slow = ["--dims", "300", "300", "--methods", "hcl-gd", "--no-progress"]
+    process = launch(environment, STUDY, *slow, "--output", tmp_path)
     wait_until(lambda: (tmp_path / "manifest.json").exists(), process)
     process.terminate()
     time.sleep(0.5)
