@@ -111,7 +111,7 @@ def find_workers(study: Any) -> tuple[list, list]:
 
 
 def kill_workers(output: Path, options: Options) -> Iterator[str]:
-    """Kill a worker every few seconds until the sweep is done, two of three times one that computes; what each kill met."""
+    """Kill a worker every few seconds, two of three times one that computes, until the sweep is done; what each kill met."""
     import psutil
 
     rng, begun, number = np.random.default_rng(options.seed), time.perf_counter(), 0
@@ -119,10 +119,8 @@ def kill_workers(output: Path, options: Options) -> Iterator[str]:
     study = psutil.Process(process.pid)
     while number < options.kills and process.poll() is None:
         time.sleep(rng.uniform(0.5, 1.5) * options.every)
-        anyone, chosen = rng.random() < 1 / 3, []
-        while not chosen and process.poll() is None:
-            workers, busy = find_workers(study)
-            chosen = workers if anyone else busy
+        workers, busy = find_workers(study) if process.poll() is None else ([], [])
+        chosen = workers if rng.random() < 1 / 3 else busy
         if chosen:
             number += 1
             victim = chosen[rng.integers(len(chosen))]

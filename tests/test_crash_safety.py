@@ -18,7 +18,21 @@ from helpers import ROOT, assert_same_bits, sorted_results
 STUDY = ROOT / "simulations/recovery.py"
 TINY = ["--dims", "5", "4", "4", "--structures", "123:1", "12:1", "3:1", "--n-grid", "50", "100", "--no-progress"]
 EIGHT_PARTS = [*TINY, "--replicates", "23", "--methods", "naive-svd", "cramer-rao", "--devices", "1"]
-ITERATIVE = ["--dims", "20", "15", "10", *TINY[4:], "--replicates", "23", "--methods", "hcl-gn", "hcl-vb", "cramer-rao"]
+ITERATIVE = [
+    *TINY,
+    "--dims",
+    "20",
+    "15",
+    "10",
+    "--n-grid",
+    "500",
+    "1000",
+    "--replicates",
+    "23",
+    "--methods",
+    "hcl-gn",
+    "cramer-rao",
+]
 KILLED = """
 import os, signal, sys
 name, left = sys.argv[1], int(sys.argv[2])

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
 CONNECT_SECONDS = 10.0
-START_SECONDS = 30.0
 RETRIES = 2
 """How often a group is tried again elsewhere after an error."""
 LOST_WORKERS = 25
@@ -44,7 +43,7 @@ def dask_executor(scheduler: str | None, n_workers: int | None) -> Iterator[Exec
 
     if scheduler is None:
         assert n_workers is not None
-        settings = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": ":0", "silence_logs": "ERROR"}
+        settings = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": ":0", "silence_logs": "CRITICAL"}
         with distributed.LocalCluster(n_workers=0, **settings) as cluster, distributed.Client(cluster) as client:
             yield partial(run_on_cluster, client, look_after=_replacing(cluster, n_workers))
         return
@@ -60,20 +59,18 @@ def dask_executor(scheduler: str | None, n_workers: int | None) -> Iterator[Exec
 
 
 def _replacing(cluster: "LocalCluster", n_workers: int) -> Callable[[], None]:
-    """Starts workers where there are too few for long: the nanny of a worker that dies while it starts does not."""
+    """Keeps up the number of workers: a nanny starts a worker again that dies, but not one that dies while it starts."""
+    from distributed import Status
+
+    async def replace_dead() -> None:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.process is None or nanny.process.status not in (Status.starting, Status.running):
+                del cluster.workers[name]
+                await nanny.close()
+        cluster.scale(n_workers)
+
     cluster.scale(n_workers)
-    enough = time.monotonic()
-
-    def look_after() -> None:
-        nonlocal enough
-        missing = n_workers - len(cluster.scheduler_info["workers"])
-        if missing > 0 and time.monotonic() > enough + START_SECONDS:
-            cluster.scale(len(cluster.worker_spec) + missing)
-            missing = 0
-        if missing <= 0:
-            enough = time.monotonic()
-
-    return look_after
+    return lambda: cluster.loop.add_callback(replace_dead)  # type: ignore[union-attr]  # it is running
 
 
 def run_on_cluster(
@@ -88,7 +85,7 @@ def run_on_cluster(
 
     run_id, own, lost, halting = uuid4().hex, versions(), Counter[str](), False
     submit = partial(client.submit, compute_group, job, own=own, run_id=run_id, pure=False, retries=RETRIES)
-    waiting = {submit(group=group): group for group in groups}
+    waiting, looked = {submit(group=group): group for group in groups}, time.monotonic()
     while waiting:
         if stop.asked:
             client.run(halt, run_id, on_error="ignore")  # each time, for workers may have joined
@@ -117,7 +114,9 @@ def run_on_cluster(
             raise ClusterError(
                 "scheduler: the connection is lost; what was computed is kept, and the same command goes on from there"
             )
-        look_after()
+        if time.monotonic() > looked + POLL_SECONDS:
+            looked = time.monotonic()
+            look_after()
         time.sleep(POLL_SECONDS / 10)
 
 
