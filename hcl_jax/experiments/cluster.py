@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -101,6 +102,8 @@ def run_on_cluster(
                 if lost[group.name] > LOST_WORKERS:
                     raise ClusterError(f"scheduler: workers that compute {group.name} die; see their logs") from None
                 found = None
+            except CancelledError:
+                raise ClusterError(f"scheduler: {client.scheduler.address} is gone; the same command goes on") from None
             if found is None:
                 waiting |= {} if stop.asked else {submit(group=group): group}
                 continue
@@ -110,10 +113,6 @@ def run_on_cluster(
                 watch.finished(done)
             if not stop.asked:
                 watch.closed(group)
-        if client.status not in ("running", "connecting"):
-            raise ClusterError(
-                "scheduler: the connection is lost; what was computed is kept, and the same command goes on from there"
-            )
         if time.monotonic() > looked + POLL_SECONDS:
             looked = time.monotonic()
             look_after()
