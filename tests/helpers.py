@@ -12,11 +12,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import settings
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, Truth, recovery_errors
+from hcl_jax.experiments import read_results
 from hcl_jax.structure import full_lattice
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=20)  # no deadline: the first example of a shape compiles
@@ -37,6 +39,20 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = {"HCL_REFERENCE": ROOT / "../shared/reference", "HCL_DATA": ROOT / "../shared/data"}
 
 _log = logging.getLogger("measured")
+
+RESULT_KEY = ["cell", "method", "metric", "structure", "modality", "replicate"]
+
+
+def sorted_results(output: Path) -> pl.DataFrame:
+    """The table of a folder of results, in one order."""
+    return read_results(output).sort(RESULT_KEY)
+
+
+def assert_same_bits(one: pl.DataFrame, other: pl.DataFrame) -> None:
+    """Both tables hold the same rows, each once, with the same bits."""
+    assert not one.select(RESULT_KEY).is_duplicated().any()
+    assert one.drop("value").equals(other.drop("value"))
+    assert one["value"].to_numpy().tobytes() == other["value"].to_numpy().tobytes()
 
 
 @cache

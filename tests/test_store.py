@@ -17,7 +17,10 @@ IDENTITY = Identity("recovery", seed=0, dtype="float64", version="0.1.0")
 
 def table(part: Part) -> pl.DataFrame:
     replicates = list(range(part.first, part.last + 1))
-    return pl.DataFrame({"replicate": replicates, "value": [float(r) for r in replicates]})
+    constants = {"cell": "cell", "method": "m"}
+    return pl.DataFrame({"replicate": replicates, "value": [float(r) for r in replicates]}).with_columns(
+        **{name: pl.lit(value) for name, value in constants.items()}
+    )
 
 
 def store_with(output, *parts: Part, cell: str = "cell", method: str = "m") -> Store:

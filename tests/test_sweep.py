@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from helpers import RESULT_KEY, assert_same_bits, sorted_results
 
 from hcl_jax import ESTIMATORS, Hierarchy
 from hcl_jax.experiments import (
@@ -16,7 +17,6 @@ from hcl_jax.experiments import (
     format_costs,
     format_summary,
     project_costs,
-    read_results,
     run_sweep,
     summarise,
 )
@@ -29,7 +29,6 @@ from hcl_jax.experiments.sweep import check_tasks, chunk_size
 SMALL = Hierarchy((5, 4, 4), {(1, 2, 3): 1, (1, 2): 1, (3,): 1})
 METHODS = ("hcl-svd", "naive-svd", "cramer-rao")
 QUIET = Execution(progress=False)
-KEY = ["cell", "method", "metric", "structure", "modality", "replicate"]
 
 
 def make_sweep(cells=None, methods=METHODS, replicates=3, seed=0) -> Sweep:
@@ -44,15 +43,6 @@ def compute(output, sweep, execution=QUIET):
     return run_sweep(sweep, tasks, store, execution, {})
 
 
-def results(output) -> pl.DataFrame:
-    return read_results(output).sort(KEY)
-
-
-def assert_same_bits(one: pl.DataFrame, other: pl.DataFrame):
-    assert one.drop("value").equals(other.drop("value"))
-    assert one["value"].to_numpy().tobytes() == other["value"].to_numpy().tobytes()
-
-
 def test_adding_replicates_a_method_and_an_n_equals_a_single_run_bit_for_bit(tmp_path):
     compute(tmp_path / "steps", make_sweep([Cell(SMALL, 50, 1.0)], METHODS[:2], replicates=3))
     compute(tmp_path / "steps", make_sweep([Cell(SMALL, 50, 1.0)], METHODS[:2], replicates=23))
@@ -60,7 +50,7 @@ def test_adding_replicates_a_method_and_an_n_equals_a_single_run_bit_for_bit(tmp
     assert added.n_parts == 2 + 2 * 3  # the limit at the first n, everything at the second
     whole = compute(tmp_path / "whole", make_sweep(replicates=23))
     assert whole.n_parts == 12
-    assert_same_bits(results(tmp_path / "steps"), results(tmp_path / "whole"))
+    assert_same_bits(sorted_results(tmp_path / "steps"), sorted_results(tmp_path / "whole"))
 
 
 def test_a_finished_sweep_computes_compiles_and_writes_nothing(tmp_path):
@@ -84,14 +74,14 @@ def test_chunks_do_not_change_the_bits(tmp_path):
     assert chunk_size(make_sweep(cells), cells[0], little) == 2
     compute(tmp_path / "little", make_sweep(cells, replicates=7), little)
     compute(tmp_path / "all", make_sweep(cells, replicates=7))
-    assert_same_bits(results(tmp_path / "little"), results(tmp_path / "all"))
+    assert_same_bits(sorted_results(tmp_path / "little"), sorted_results(tmp_path / "all"))
 
 
 def test_side_by_side_agrees_with_one_by_one(tmp_path):
     batched = Execution(batched=True, progress=False)
     for name, execution in (("one", QUIET), ("batched", batched)):
         compute(tmp_path / name, make_sweep(replicates=3), execution)
-    one, other = results(tmp_path / "one"), results(tmp_path / "batched")
+    one, other = sorted_results(tmp_path / "one"), sorted_results(tmp_path / "batched")
     np.testing.assert_allclose(one["value"], other["value"], rtol=1e-6, atol=1e-9)
 
 
@@ -99,14 +89,16 @@ def test_every_replicate_and_seed_has_its_own_draw(tmp_path):
     cells = [Cell(SMALL, 50, 1.0)]
     for seed in (0, 1):
         compute(tmp_path / str(seed), make_sweep(cells, ["hcl-svd"], replicates=5, seed=seed))
-    errors = [results(tmp_path / str(seed)).filter(pl.col("metric") == "gram_frobenius")["value"].to_list() for seed in (0, 1)]
+    errors = [
+        sorted_results(tmp_path / str(seed)).filter(pl.col("metric") == "gram_frobenius")["value"].to_list() for seed in (0, 1)
+    ]
     assert len({*errors[0], *errors[1]}) == 10
 
 
 def test_wrong_hierarchies_are_fitted_to_the_same_draws(tmp_path):
     cells = [Cell(SMALL, 200, 1.0, fitted=fitted) for fitted in ("true", "extra", "missing", "merged")]
     compute(tmp_path, make_sweep(cells, ["hcl-svd", "cramer-rao"], replicates=2))
-    table = results(tmp_path)
+    table = sorted_results(tmp_path)
     limits = table.filter((pl.col("method") == "cramer-rao") & (pl.col("metric") == "gram_frobenius"))
     assert limits.group_by("replicate").agg(pl.col("value").n_unique())["value"].to_list() == [1, 1]
     structures = table.filter((pl.col("fitted") == "extra") & (pl.col("metric") == "structure_gram_frobenius"))
@@ -120,7 +112,7 @@ def test_wrong_hierarchies_are_fitted_to_the_same_draws(tmp_path):
 )
 def test_every_way_of_drawing_gives_finite_errors(tmp_path, cell):
     compute(tmp_path, make_sweep([cell], ["hcl-svd"], replicates=2))
-    table = results(tmp_path)
+    table = sorted_results(tmp_path)
     assert np.isfinite(table["value"].to_numpy()).all()
     assert set(table["sampling"]) == {cell.sampling}
 
@@ -130,14 +122,14 @@ def test_given_loadings_are_the_truth_of_every_replicate(tmp_path):
     cell = Cell(SMALL, 10**8, 0.1, loadings="file")
     sweep = Sweep(Recovery({"file": loadings}), (cell,), ("naive-svd-denoised",), 2, 0, "float64")
     compute(tmp_path, sweep)
-    relative = results(tmp_path).filter(pl.col("metric") == "gram_relative")["value"]
+    relative = sorted_results(tmp_path).filter(pl.col("metric") == "gram_relative")["value"]
     assert relative.max() < 1e-3
 
 
 def test_the_tidy_table_has_a_row_a_number(tmp_path):
     compute(tmp_path, make_sweep([Cell(SMALL, 50, 1.0)], ["hcl-svd"], replicates=2))
-    table = results(tmp_path)
-    assert table.select(KEY).is_duplicated().sum() == 0
+    table = sorted_results(tmp_path)
+    assert table.select(RESULT_KEY).is_duplicated().sum() == 0
     blocks = table.filter((pl.col("metric") == "block_spectral") & (pl.col("replicate") == 0))
     assert set(zip(blocks["structure"], blocks["modality"], strict=True)) == {
         (s, m) for s in ("123", "12", "3") for m in (1, 2, 3)
@@ -187,7 +179,7 @@ def test_a_failed_replicate_is_stored_and_costs_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setitem(ESTIMATORS, "failing", failing)
     compute(tmp_path, make_sweep([Cell(SMALL, 50, 1.0)], ["failing"], replicates=12))
-    summary = summarise(results(tmp_path)).row(0, named=True)
+    summary = summarise(sorted_results(tmp_path)).row(0, named=True)
     assert 0 < summary["non_finite"] < 12
     assert np.isfinite(summary["mean"])
 
@@ -210,7 +202,7 @@ def test_kept_ranks_count_what_is_not_pruned():
 def test_the_summary_is_mean_standard_error_and_ratio_to_the_limit(tmp_path):
     sweep = make_sweep([Cell(SMALL, 50, 1.0)], replicates=4)
     compute(tmp_path, sweep)
-    table = select_results(results(tmp_path), sweep.cells, sweep.methods, 4)
+    table = select_results(sorted_results(tmp_path), sweep.cells, sweep.methods, 4)
     values = {
         method: table.filter((pl.col("metric") == "gram_frobenius") & (pl.col("method") == method))["value"].to_numpy()
         for method in METHODS

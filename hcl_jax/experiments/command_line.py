@@ -4,7 +4,9 @@ is written, and one-line errors that name the argument."""
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import io
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +17,14 @@ import jax
 import tyro
 
 import hcl_jax
+from hcl_jax.experiments.cluster import ClusterError, dask_executor
 from hcl_jax.experiments.dry_run import format_costs, project_costs
+from hcl_jax.experiments.executors import Executor, Stop, run_here, run_sweep
 from hcl_jax.experiments.experiment import AnyCell, Experiment
 from hcl_jax.experiments.runtime import configure, describe
-from hcl_jax.experiments.store import Identity, OutputError, Store, read_results
+from hcl_jax.experiments.store import Identity, OutputError, Store, read_results, set_aside_name
 from hcl_jax.experiments.summary import format_summary, select_results, summarise
-from hcl_jax.experiments.sweep import Execution, Sweep, Task, check_methods, check_tasks, run_sweep
+from hcl_jax.experiments.sweep import Execution, Sweep, Task, check_methods, check_tasks
 from hcl_jax.structure import Hierarchy, Structure
 
 Study = TypeVar("Study")
@@ -59,9 +63,13 @@ class SweepOptions:
     batched: bool = False
     """Replicates side by side in one program: always so on accelerators. Else one after the other, reproducible bit for bit."""
     devices: int | None = None
-    """Host devices on a CPU, over which replicates are spread. Default: the cores; with --batched one."""
+    """Host devices on a CPU, over which replicates are spread. Default: the cores; with --batched, and in each worker, one."""
     memory_gib: float = 4.0
-    """Budget for the draws that are held at a time."""
+    """Budget for the draws that are held at a time: here, on all workers of --local-cluster, or on each of --scheduler."""
+    scheduler: str | None = None
+    """Address of a dask.distributed scheduler, such as tcp://10.0.0.5:8786: its workers compute the parts (docs/clusters.md)."""
+    local_cluster: int | None = None
+    """Start a dask.distributed cluster of this many workers here, and let them compute the parts."""
     progress: bool = True
     """Show the progress bar."""
 
@@ -69,8 +77,8 @@ class SweepOptions:
 def check_options(study: SweepOptions, known_methods: Sequence[str]) -> None:
     """Raise `ValueError`, naming the argument, for what the cells and methods do not check themselves."""
     check_methods(study.methods, known_methods)
-    positive = ("replicates", "memory_gib", *(("devices",) if study.devices is not None else ()))
-    for name in positive:
+    optional = [name for name in ("devices", "local_cluster") if getattr(study, name) is not None]
+    for name in ("replicates", "memory_gib", *optional):
         if not getattr(study, name) > 0:
             raise ValueError(f"{name}: is {getattr(study, name)}; expected a positive number")
     if not 0 <= study.seed < 2**32:
@@ -78,6 +86,15 @@ def check_options(study: SweepOptions, known_methods: Sequence[str]) -> None:
     if study.rank is not None and study.rank < 1:
         raise ValueError(f"rank: is {study.rank}; expected a positive integer")
     check_list("methods", study.methods)
+    if study.scheduler is not None and study.local_cluster is not None:
+        raise ValueError(f"local_cluster: is {study.local_cluster} beside --scheduler; expected one of the two")
+    if _on_a_cluster(study) and importlib.util.find_spec("distributed") is None:
+        name = "scheduler" if study.scheduler is not None else "local_cluster"
+        raise ValueError(f"{name}: needs dask.distributed; expected an installation of hcl_jax[distributed]")
+
+
+def _on_a_cluster(study: SweepOptions) -> bool:
+    return study.scheduler is not None or study.local_cluster is not None
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,8 @@ class Plan:
 
 def configure_for(study: SweepOptions) -> int:
     """Set JAX up as the options ask; returns how many devices to use."""
-    return configure(study.dtype, study.devices, study.batched)
+    devices = study.devices or 1 if _on_a_cluster(study) else study.devices
+    return configure(study.dtype, devices, study.batched)
 
 
 def make_plan(
@@ -108,39 +126,62 @@ def make_plan(
     store = Store(study.output, Identity(experiment.study, study.seed, study.dtype, hcl_jax.__version__))
     sweep = Sweep(experiment, tuple(cells), study.methods, study.replicates, study.seed, study.dtype)
     batched = study.batched or jax.default_backend() != "cpu"
-    execution, tasks = Execution(batched, study.memory_gib, study.progress, devices), sweep.tasks(store)
+    memory = study.memory_gib / (study.local_cluster or 1)
+    execution, tasks = Execution(batched, memory, study.progress, devices), sweep.tasks(store)
     check_tasks(sweep, tasks, execution)
     return Plan(study, sweep, store, execution, tasks, before_writing)
 
 
-def run_plan(plan: Plan, command: Sequence[str]) -> None:
-    """Compute what is missing, and print the summary. Raises `OutputError` when OUTPUT cannot be written."""
+def run_plan(plan: Plan, command: Sequence[str]) -> int | None:
+    """Compute what is missing, and print the summary; or return the signal that it was stopped by.
+
+    Raises `OutputError` when OUTPUT cannot be written, and `ClusterError` when there is no cluster to compute on.
+    """
     study, sweep, tasks = plan.study, plan.sweep, plan.tasks
+    for path, reason in plan.store.unusable.items():
+        print(f"{reason}: to be set aside as {set_aside_name(path).name} and computed again")
     if study.dry_run:
         print(format_costs(project_costs(sweep, tasks, plan.execution)) if tasks else "nothing left to compute")
-        return
-    if tasks:
-        plan.before_writing()
+        return None
     record = {"config": dataclasses.asdict(study), "command": list(command), **describe()}
-    report = run_sweep(sweep, tasks, plan.store, plan.execution, record)
+    with Stop() as stop, _executor(study, bool(tasks)) as executor:
+        if tasks:
+            plan.before_writing()
+        report = run_sweep(sweep, tasks, plan.store, plan.execution, record, executor, stop)
     print(f"computed {report.n_parts} parts in {report.seconds:.1f} s, {report.n_compilations} programs compiled\n")
+    if report.stopped_by is not None:
+        return report.stopped_by
     table = select_results(read_results(study.output), sweep.cells, study.methods, study.replicates)
     print(format_summary(summarise(table, study.metric), study.metric))
+    return None
+
+
+def _executor(study: SweepOptions, needed: bool) -> contextlib.AbstractContextManager[Executor]:
+    if needed and _on_a_cluster(study):
+        return dask_executor(study.scheduler, study.local_cluster)
+    return contextlib.nullcontext(run_here)
 
 
 def run_command(
     program: str, options: type, plan: Callable[[Sequence[str]], Plan], arguments: Sequence[str] | None = None
 ) -> int:
-    """A study's command line; returns the exit code: 2, after one line that names the argument, on bad input."""
+    """A study's command line; returns the exit code: 2, after one line that names the argument, on bad input; 128 + the signal,
+    after one line that says how to go on, when it was stopped."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         made = plan(arguments)
     except (ValueError, OutputError) as error:
         return _refuse(program, options, error)
     try:
-        run_plan(made, [program, *arguments])
-    except OutputError as error:
+        stopped_by = run_plan(made, [program, *arguments])
+    except (OutputError, ClusterError) as error:
         return _refuse(program, options, error)
+    if stopped_by is not None:
+        name = signal.Signals(stopped_by).name
+        print(
+            f"{program}: stopped by {name}; what was computed is kept, and the same command goes on from there", file=sys.stderr
+        )
+        return 128 + stopped_by
     return 0
 
 

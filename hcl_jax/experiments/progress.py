@@ -1,9 +1,13 @@
 """A progress bar on the host: one step a part of a method, weighted by what it is expected to cost."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
+
+from hcl_jax.experiments.store import PART_SIZE
 
 if TYPE_CHECKING:
     from hcl_jax.experiments.sweep import Task
@@ -15,8 +19,12 @@ class Progress:
     """Learns the seconds a replicate of each method and hierarchy takes; the bar and its ETA run in expected seconds."""
 
     def __init__(self, tasks: list["Task"], enabled: bool = True):
-        self._waiting = list(tasks)
-        self._seconds: dict[tuple, list[float]] = {}
+        self._waiting: Counter[tuple] = Counter()
+        self._replicates: Counter[tuple] = Counter()
+        for task in tasks:
+            self._waiting[_place(task)] += len(task.part)
+            self._replicates[_kind(task)] += len(task.part)
+        self._seconds: dict[tuple, float] = {}
         self._failed = self._unfinished = self._done = 0
         self._spent = 0.0
         self._bar = tqdm(total=1.0, bar_format=_FORMAT, smoothing=0, disable=None if enabled else True, dynamic_ncols=True)
@@ -29,26 +37,34 @@ class Progress:
 
     def finished(self, task: "Task", seconds: float, status: np.ndarray) -> None:
         """Take note of one part and show what is left."""
-        self._waiting.remove(task)
         self._done += 1
         self._spent += seconds
-        self._seconds.setdefault(_kind(task), []).append(seconds / len(task.part))
+        self._seconds[_kind(task)] = seconds / len(task.part)  # the latest: the first of all was compiled
         self._failed += int(np.sum(status == 2))
         self._unfinished += int(np.sum(status == 1))
-        self._bar.total = self._spent + sum(map(self._expected, self._waiting))
-        self._bar.set_postfix_str(f"part {self._done}/{self._done + len(self._waiting)}, {self._counts()}", refresh=False)
+        self.drop([task])
         self._bar.update(seconds)
 
-    def _expected(self, task: "Task") -> float:
-        """Seconds of a part: the latest of its kind, for the first of all was compiled; else the mean, scaled by size."""
-        known = self._seconds.get(_kind(task))
-        if known:
-            return known[-1] * len(task.part)
-        weighted = [times[-1] / _size(kind) for kind, times in self._seconds.items()]
-        return float(np.mean(weighted)) * _size(_kind(task)) * len(task.part)
+    def drop(self, tasks: Iterable["Task"]) -> None:
+        """Tasks that need not be waited for any more, and show what is left."""
+        for task in tasks:
+            self._replicates[_kind(task)] -= self._waiting.pop(_place(task), 0)
+        left = sum(count * self._expected(kind) for kind, count in self._replicates.items()) if self._seconds else 0.0
+        self._bar.total = max(self._spent + left, 1e-9)
+        self._bar.set_postfix_str(f"part {self._done}/{self._done + len(self._waiting)}, {self._counts()}", refresh=False)
+
+    def _expected(self, kind: tuple) -> float:
+        """Seconds of a replicate: as the latest of its kind; else the mean of others, scaled by size."""
+        if kind in self._seconds:
+            return self._seconds[kind]
+        return float(np.mean([seconds / _size(other) for other, seconds in self._seconds.items()])) * _size(kind)
 
     def _counts(self) -> str:
         return f"{self._failed} non-finite, {self._unfinished} out of steps"
+
+
+def _place(task: "Task") -> tuple:
+    return task.cell.name, task.method, task.part.first // PART_SIZE
 
 
 def _kind(task: "Task") -> tuple:

@@ -3,6 +3,7 @@
 import os
 import platform
 import zlib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,12 +85,24 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@cache
+def device_name() -> str:
+    """What this process computes on: results are the same bits on devices of one name."""
+    device = jax.devices()[0]
+    return f"{device.device_kind} {_machine_kind()}"
+
+
+def versions() -> dict[str, str]:
+    """What numbers depend on beside the device."""
+    packages = ("hcl_jax", "jax", "jaxlib", "equinox", "numpy", "polars")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
 def describe() -> dict[str, object]:
     """Versions, devices and precision of this process, for the manifest."""
-    packages = ("hcl_jax", "jax", "jaxlib", "equinox", "numpy", "polars")
     device = jax.devices()[0]
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": versions(),
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,

@@ -1,19 +1,19 @@
-"""A sweep: cells × methods × replicates, cut into parts, computed where they are missing, and stored one by one."""
+"""A sweep: cells × methods × replicates, cut into parts, and the parts of one draw computed where they are missing."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from hcl_jax.experiments.cell import shorten
 from hcl_jax.experiments.experiment import AnyCell, Experiment, trace
 from hcl_jax.experiments.mapping import Slots, place
-from hcl_jax.experiments.progress import Progress
-from hcl_jax.experiments.runtime import CompilationCounter
+from hcl_jax.experiments.runtime import device_name
 from hcl_jax.experiments.store import PART_SIZE, Part, Store
 from hcl_jax.experiments.tidy import tidy_rows
 
@@ -46,6 +46,36 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Group:
+    """The tasks on one draw and one aligned block of replicates: what one process computes at a time."""
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def block(self) -> range:
+        """The replicates that a process claims together."""
+        first = self.tasks[0].part.first // PART_SIZE * PART_SIZE
+        return range(first, first + PART_SIZE)
+
+    @property
+    def name(self) -> str:
+        """Names the claim, whichever of its tasks are missing."""
+        return f"{shorten(self.tasks[0].cell.draw_name)}/{self.block.start}"
+
+
+class Done(NamedTuple):
+    """A part that was computed and stored: its seconds, and the status of each replicate."""
+
+    task: Task
+    seconds: float
+    status: np.ndarray
+
+
+class ClaimedError(Exception):
+    """Another process computes the group."""
+
+
+@dataclass(frozen=True)
 class Sweep:
     """What is to be computed."""
 
@@ -66,17 +96,21 @@ class Sweep:
                 for method in self.methods
                 for part in (store.missing(cell.name, method, self.replicates) if store else [Part(0, self.replicates - 1)])
             ]
-            tasks += sorted(missing, key=lambda task: (task.part.first, task.part.last))
+            tasks += in_order(missing)
         return tasks
 
 
-@dataclass
-class Report:
-    """What a sweep did: parts stored, programs compiled (or found in the cache), seconds."""
+def in_order(tasks: list[Task]) -> list[Task]:
+    """Tasks on the same replicates, and so on the same draws, one after the other."""
+    return sorted(tasks, key=lambda task: (task.part.first, task.part.last))
 
-    n_parts: int = 0
-    n_compilations: int = 0
-    seconds: float = 0.0
+
+def group_tasks(tasks: list[Task]) -> list[Group]:
+    """Tasks by draw and block, in the order they are in."""
+    groups: dict[tuple, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault((task.cell.draw_name, task.part.first // PART_SIZE), []).append(task)
+    return [Group(tuple(group)) for group in groups.values()]
 
 
 def check_methods(methods: Iterable[str], known: Iterable[str]) -> None:
@@ -188,30 +222,29 @@ def compute(task: Task, draws: Draws) -> dict[str, np.ndarray]:
     return {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in pieces[0]}
 
 
-def run_sweep(sweep: Sweep, tasks: list[Task], store: Store, execution: Execution, run: dict[str, Any]) -> Report:
-    """Compute and store the tasks; with none, nothing is computed, compiled or written.
+def run_group(sweep: Sweep, group: Group, store: Store, execution: Execution) -> Generator[Done, None, None]:
+    """Compute what is still missing of a group, part by part, each stored when it is yielded.
 
-    `run` is the manifest's record of this run. Raises `OutputError` when a part cannot be written.
+    Raises `ClaimedError` while another process is at it, and `OutputError` when a part cannot be written.
     """
-    report, start = Report(len(tasks)), time.perf_counter()
-    if tasks:
-        store.begin(run)
-        with CompilationCounter() as compilations:
-            _run_tasks(sweep, tasks, store, execution)
-        report.n_compilations, report.seconds = compilations.count, time.perf_counter() - start
-    return report
+    with store.claim(group.name) as held:
+        if not held:
+            raise ClaimedError(group.name)
+        draws = Draws(sweep, execution)
+        for task in _missing_now(sweep, group, store):
+            start = time.perf_counter()
+            outcome = compute(task, draws)
+            seconds = time.perf_counter() - start
+            structures = sweep.experiment.structures(task.cell, task.method)
+            table = tidy_rows(sweep.experiment.study, task.cell, task.method, structures, task.part, outcome)
+            store.write(task.cell.name, task.method, task.part, table, seconds, device_name())
+            yield Done(task, seconds, outcome["status"])
 
 
-def _run_tasks(sweep: Sweep, tasks: list[Task], store: Store, execution: Execution) -> None:
-    draws = Draws(sweep, execution)
-    with Progress(tasks, enabled=execution.progress) as progress:
-        for _, group in groupby(tasks, key=lambda task: (task.cell.draw_name, task.part)):
-            for task in group:
-                start = time.perf_counter()
-                outcome = compute(task, draws)
-                seconds = time.perf_counter() - start
-                structures = sweep.experiment.structures(task.cell, task.method)
-                table = tidy_rows(sweep.experiment.study, task.cell, task.method, structures, task.part, outcome)
-                store.write(task.cell.name, task.method, task.part, table, seconds)
-                progress.finished(task, seconds, outcome["status"])
-            store.write_manifest()
+def _missing_now(sweep: Sweep, group: Group, store: Store) -> list[Task]:
+    """What is left for a group's claimant: other processes may have stored parts since it was planned, and of other lengths."""
+    first, stop, tasks = group.block.start, min(group.block.stop, sweep.replicates), []
+    for cell, method in dict.fromkeys((task.cell, task.method) for task in group.tasks):
+        store.clean(cell.name, method, stop, first)
+        tasks += [Task(cell, method, part) for part in store.missing(cell.name, method, stop, first)]
+    return in_order(tasks)
