@@ -196,6 +196,8 @@ def accumulate(
     """
     accumulator = None
     for views in chunks:
+        if not views:
+            raise ValueError("chunks: one holds no view; expected a list of arrays, one a view")
         if accumulator is None:
             dims, dtype = [math.prod(view.shape[1:]) for view in views], np.result_type(*views)
             accumulator = CovarianceAccumulator(dims, dtype, shift=shift, block_rows=block_rows, memory=memory)

@@ -24,7 +24,7 @@ from hcl_jax.experiments.mapping import Slots
 from hcl_jax.experiments.recovery import kept_ranks
 from hcl_jax.experiments.store import Identity
 from hcl_jax.experiments.summary import select_results
-from hcl_jax.experiments.sweep import check_tasks, chunk_size
+from hcl_jax.experiments.sweep import check_memory, check_tasks, chunk_size, memory_needed
 
 SMALL = Hierarchy((5, 4, 4), {(1, 2, 3): 1, (1, 2): 1, (3,): 1})
 METHODS = ("hcl-svd", "naive-svd", "cramer-rao")
@@ -229,3 +229,16 @@ def test_a_dry_run_times_every_program_and_writes_nothing(tmp_path):
     assert all(cost.seconds_each > 0 for cost in costs)
     assert "projected: " in format_costs(costs)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_estimated_and_checked_before_anything_runs():
+    def needed(dim, n, **execution):
+        cell = Cell(Hierarchy.full((dim, dim), 1), n, 1.0)
+        return memory_needed(Sweep(Recovery(), (cell,), ("hcl-ml",), 20, 0, "float64"), [cell], Execution(**execution))
+
+    assert needed(1000, 5000) == pytest.approx(4 * needed(500, 5000), rel=0.05)  # d × d
+    assert needed(1000, 50) < needed(1000, 5000) / 30  # 50 rows instead
+    assert needed(1000, 5000, memory_gib=0.05) < needed(1000, 5000)
+    check_memory(1.0, 2.0)
+    with pytest.raises(ValueError, match=r"memory_gib: the largest cell needs about 3.0 GiB of the 2.0 GiB that are free"):
+        check_memory(3.0, 2.0)

@@ -24,7 +24,16 @@ from hcl_jax.experiments.experiment import AnyCell, Experiment
 from hcl_jax.experiments.runtime import configure, describe
 from hcl_jax.experiments.store import Identity, OutputError, Store, read_results, set_aside_name
 from hcl_jax.experiments.summary import format_summary, select_results, summarise
-from hcl_jax.experiments.sweep import Execution, Sweep, Task, check_methods, check_tasks
+from hcl_jax.experiments.sweep import (
+    Execution,
+    Sweep,
+    Task,
+    check_memory,
+    check_methods,
+    check_tasks,
+    memory_available,
+    memory_needed,
+)
 from hcl_jax.structure import Hierarchy, Structure
 
 Study = TypeVar("Study")
@@ -107,6 +116,8 @@ class Plan:
     execution: Execution
     tasks: list[Task]
     before_writing: Callable[[], None]
+    memory_needed: float
+    """GiB."""
 
 
 def configure_for(study: SweepOptions) -> int:
@@ -129,7 +140,10 @@ def make_plan(
     memory = study.memory_gib / (study.local_cluster or 1)
     execution, tasks = Execution(batched, memory, study.progress, devices), sweep.tasks(store)
     check_tasks(sweep, tasks, execution)
-    return Plan(study, sweep, store, execution, tasks, before_writing)
+    needed = memory_needed(sweep, {task.cell for task in tasks}, execution) * (study.local_cluster or 1)
+    if study.scheduler is None:  # other machines have memory of their own
+        check_memory(needed, memory_available())
+    return Plan(study, sweep, store, execution, tasks, before_writing, needed)
 
 
 def run_plan(plan: Plan, command: Sequence[str]) -> int | None:
@@ -144,6 +158,8 @@ def run_plan(plan: Plan, command: Sequence[str]) -> int | None:
         print(format_costs(project_costs(sweep, tasks, plan.execution)) if tasks else "nothing left to compute")
         return None
     record = {"config": dataclasses.asdict(study), "command": list(command), **describe()}
+    if tasks:
+        print(f"{len(tasks)} parts to compute, in about {plan.memory_needed:.2g} GiB of memory at most")
     with Stop() as stop, _executor(study, bool(tasks)) as executor:
         if tasks:
             plan.before_writing()

@@ -193,7 +193,8 @@ class Recovery:
         return cell.hierarchy.structures if method in LIMITS else structures_of(cell.fitted_hierarchy, cell.hierarchy)
 
     def numbers_drawn(self, cell: Cell) -> int:
-        return cell.hierarchy.n_features**2
+        held_as_rows = cell.sampling == "wishart" and cell.n <= cell.hierarchy.n_features
+        return (cell.n if held_as_rows else cell.hierarchy.n_features) * cell.hierarchy.n_features
 
 
 def shared_arguments(cell: Cell, seed: int, dtype: str, loadings: np.ndarray | None) -> tuple:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import psutil
 
 from hcl_jax.experiments.cell import shorten
 from hcl_jax.experiments.experiment import AnyCell, Experiment, trace
@@ -17,6 +18,7 @@ from hcl_jax.experiments.runtime import device_name
 from hcl_jax.experiments.store import PART_SIZE, Part, Store
 from hcl_jax.experiments.tidy import tidy_rows
 
+FIT_OVERHEAD = 20  # draws that a fit holds the like of while it runs (measured with 1,900 features)
 BATCH_OVERHEAD = 6  # draws that a method holds the like of per replicate when replicates are batched
 GIB = 2**30
 
@@ -150,6 +152,34 @@ def chunk_size(sweep: Sweep, cell: AnyCell, execution: Execution) -> int:
     held = sweep.experiment.numbers_drawn(cell) * np.dtype(sweep.dtype).itemsize * (BATCH_OVERHEAD if execution.batched else 1)
     allowed = execution.memory_gib * GIB / (jax.device_count() * held)
     return max(2, min(-(-PART_SIZE // execution.used_devices), int(allowed)))
+
+
+def memory_needed(sweep: Sweep, cells: Iterable[AnyCell], execution: Execution) -> float:
+    """GiB that draws, and the fits that run at a time, take at most on all devices; without what the process itself takes."""
+
+    def numbers(cell: AnyCell) -> int:
+        places = chunk_size(sweep, cell, execution) * (BATCH_OVERHEAD if execution.batched else 1)
+        return (places + FIT_OVERHEAD) * sweep.experiment.numbers_drawn(cell)
+
+    largest = max((numbers(cell) for cell in cells), default=0)
+    return jax.device_count() * largest * np.dtype(sweep.dtype).itemsize / GIB
+
+
+def memory_available() -> float:
+    """GiB that are free on this machine, or on its accelerators."""
+    if jax.default_backend() == "cpu":
+        return float(psutil.virtual_memory().available) / GIB
+    held = [device.memory_stats() for device in jax.local_devices()]
+    return sum(stats["bytes_limit"] - stats["bytes_in_use"] for stats in held) / GIB
+
+
+def check_memory(needed: float, available: float) -> None:
+    """Raise `ValueError` when a sweep needs more memory than there is."""
+    if needed > available:
+        raise ValueError(
+            f"memory_gib: the largest cell needs about {needed:.1f} GiB of the {available:.1f} GiB that are free; expected fewer "
+            "features, fewer --devices, a smaller --memory-gib or --dtype float32"
+        )
 
 
 def draw_program_of(sweep: Sweep, cell: AnyCell, execution: Execution) -> Callable[..., Any]:
