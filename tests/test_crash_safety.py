@@ -17,7 +17,7 @@ from helpers import ROOT, assert_same_bits, sorted_results
 
 STUDY = ROOT / "simulations/recovery.py"
 TINY = ["--dims", "5", "4", "4", "--structures", "123:1", "12:1", "3:1", "--n-grid", "50", "100", "--no-progress"]
-EIGHT_PARTS = [*TINY, "--replicates", "23", "--methods", "naive-svd", "cramer-rao", "--devices", "1"]
+EIGHT_PARTS = [*TINY, "--replicates", "23", "--methods", "naive-svd", "hcl-svd", "--devices", "1"]
 ITERATIVE = [
     *TINY,
     "--dims",
@@ -151,7 +151,7 @@ def test_the_commands_of_docs_clusters_survive_the_death_of_a_worker(tmp_path, e
     scheduler = launch(environment, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "28786", "--no-dashboard")
     worker = ["-m", "dask", "worker", address, "--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
     workers = [launch(environment, *worker, "--local-directory", tmp_path / f"scratch{i}") for i in range(2)]
-    arguments = [*ITERATIVE, "--replicates", "60"]
+    arguments = [*ITERATIVE, "--replicates", "100"]
     try:
         study = launch(environment, STUDY, *arguments, "--scheduler", address, "--output", tmp_path / "cluster")
         wait_until(lambda: parts(tmp_path / "cluster") > 0, study)
