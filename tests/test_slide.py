@@ -396,3 +396,24 @@ def test_bad_views_are_named():
         slide.fit([view[:7] for view in views], THREE, key=KEY)
     with pytest.raises(ValueError, match="at least 2 in each of 3 row folds"):
         slide.fit([view[:5] for view in views], THREE, SlideConfig(ranks="bcv"), key=KEY)
+
+
+def test_views_may_keep_their_common_scale():
+    """Where views are of one scale already, scaling changes nothing; where one is larger, its factors come to count for more."""
+    rng = np.random.default_rng(0)
+    hierarchy = Hierarchy((6, 6), {(1, 2): 1})
+    shared, strong = rng.standard_normal((2, 50, 1))
+    views = [np.hstack([shared + strong] * 6) + 0.1 * rng.standard_normal((50, 6)), np.hstack([shared - strong] * 6)]
+    views = [jnp.asarray(view / np.linalg.norm(view - view.mean(axis=0))) for view in views]
+
+    def signal(factor, config):
+        fitted = slide.fit([factor * views[0], views[1]], hierarchy, config, key=jr.key(0))
+        return fitted.factors @ fitted.loadings.T * fitted.scale[None, :]
+
+    kept, scaled = slide.SlideConfig(scale_views=False), slide.SlideConfig()
+    np.testing.assert_allclose(signal(1.0, kept), signal(1.0, scaled), atol=1e-6)
+    large = 10 * (views[0] - views[0].mean(axis=0)[None, :])
+    left = [float(jnp.linalg.norm(large - signal(10.0, config)[:, :6])) for config in (kept, scaled)]
+    assert left[0] < left[1] / 2, left
+    with pytest.raises(ValueError, match="scale_views: is False; expected True with ranks='bcv'"):
+        slide.SlideConfig(ranks="bcv", scale_views=False)

@@ -25,11 +25,13 @@ def sjive_at_permutation_ranks(views: Sequence[Array], hierarchy: Hierarchy, *, 
 
 BASELINES: dict[str, Callable[..., LinearFit]] = {
     "jive": jive.fit,
+    "jive-unscaled": partial(jive.fit, config=jive.JiveConfig(scale_views=False)),
     "jive-permutation": partial(jive.fit, config=jive.JiveConfig(ranks="permutation")),
     "jive-bic": partial(jive.fit, config=jive.JiveConfig(ranks="bic")),
     "ajive": ajive.fit,
     "ajive-selected": partial(ajive.fit, config=ajive.AjiveConfig(ranks="selected")),
     "slide": slide.fit,
+    "slide-unscaled": partial(slide.fit, config=slide.SlideConfig(scale_views=False)),
     "slide-bcv": partial(slide.fit, config=slide.SlideConfig(ranks="bcv")),
     "sjive": sjive.fit,
     "sjive-permutation": sjive_at_permutation_ranks,
@@ -40,7 +42,8 @@ BASELINES: dict[str, Callable[..., LinearFit]] = {
     "hnn-angle": partial(hnn.fit, config=hnn.HnnConfig(ranks="angle")),
 }
 """`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or with the rule behind the dash, which chooses
-ranks, or the weights of the response in MMFL. HNN chooses its penalties by bi-cross-validation: the smallest rank within a
-standard error of the least error, as its paper does, or the least error."""
+ranks, or the weights of the response in MMFL; `unscaled`: views keep their common scale, where noise is alike in all of them.
+HNN chooses its penalties by bi-cross-validation: the smallest rank within a standard error of the least error, as its paper
+does, or the least error."""
 
 __all__ = ["BASELINES", "LinearFit"]

@@ -52,6 +52,7 @@ class JiveConfig:
     n_permutations, level: the null distribution's draws, and the level of the permutation test of every singular value.
     round_tolerance: stands in for `tolerance` in the fits between rounds, which only serve the next choice of ranks.
     max_rounds: of choosing ranks and fitting anew; a selection by permutation ends when the ranks repeat.
+    scale_views: to Frobenius norm 1 each, as the papers do; else the noise keeps what it has in common between views.
     """
 
     ranks: str = "given"
@@ -65,6 +66,7 @@ class JiveConfig:
     level: float = 0.05
     round_tolerance: float = 1e-4
     max_rounds: int = 10
+    scale_views: bool = True
 
     def __post_init__(self) -> None:
         if self.ranks not in ("given", "permutation", "bic"):
@@ -137,7 +139,7 @@ def fit(
     edges = tuple(int(edge) for edge in np.cumsum([0, *hierarchy.dims]))
     centre = X.mean(axis=0)
     centred = X - centre[None, :]
-    scale = view_norms(centred, hierarchy.dims)
+    scale = view_norms(centred, hierarchy.dims if config.scale_views else (d,))
     Z = centred / scale[None, :]
     basis, core = jnp.linalg.qr(Z) if n > d else (None, Z)
     if config.start == "r.jive":  # the direction of constant scores, which centred data lack

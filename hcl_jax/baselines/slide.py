@@ -47,6 +47,7 @@ class SlideConfig:
     fewer rows or features). The paper starts with as many as the data have, at many times the cost; sparse structures, well
     below the width, come out the same. `folds`: of the rows, and of the features of each view; `fold_tolerance`: as `tolerance`,
     in the fits of the bi-cross-validation, whose errors it moves by some thousandths, as the package's own stop does.
+    `scale_views`: to Frobenius norm 1 each, as the paper does; else the noise keeps what it has in common between views.
 
     Where noise is as strong as the signal the path may hold no shared structure at all, the penalised objective being lower with
     a column for each view: the bi-cross-validation then cannot choose what it would prefer.
@@ -65,8 +66,11 @@ class SlideConfig:
     width: int | None = None
     folds: tuple[int, int] = (3, 3)
     fold_tolerance: float = 1e-3
+    scale_views: bool = True
 
     def __post_init__(self) -> None:
+        if self.ranks == "bcv" and not self.scale_views:
+            raise ValueError("scale_views: is False; expected True with ranks='bcv', whose folds are scaled by view")
         if self.ranks not in ("given", "bcv"):
             raise ValueError(f"ranks: is {self.ranks!r}; expected 'given' or 'bcv'")
         for name, least in {"max_steps": 1, "path_max_steps": 1, "n_penalties": 1, "width": 2}.items():
@@ -165,9 +169,9 @@ def leading_loadings(Z: Float[Array, "n d"], width: int) -> Float[Array, "d widt
 
 
 def centre_and_scale(
-    views: Sequence[Array], dims: Sequence[int]
+    views: Sequence[Array], dims: Sequence[int], each_view: bool = True
 ) -> tuple[Float[Array, "n d"], Float[Array, " d"], Float[Array, " d"]]:
-    """(Z, centre, scale): all views side by side, centred, each then of Frobenius norm 1.
+    """(Z, centre, scale): all views side by side, centred, each then of Frobenius norm 1, or all together.
 
     Columns without variance become exactly zero. Raises `ValueError` when a view holds NaN or infinite values, unless traced.
     """
@@ -175,7 +179,7 @@ def centre_and_scale(
     centre = X.mean(axis=0)
     constant = (X[:1] == X).all(axis=0)
     Z = jnp.where(constant[None, :], 0, X - centre[None, :])
-    scale = view_norms(Z, dims)
+    scale = view_norms(Z, dims if each_view else (Z.shape[1],))
     return Z / scale[None, :], centre, scale
 
 
@@ -257,7 +261,7 @@ def fit(
         _check_folds(n, dims, config)
     elif n <= hierarchy.n_factors:
         raise ValueError(f"views: have {n} rows; expected more than the {hierarchy.n_factors} factors of the hierarchy")
-    Z, centre, scale = centre_and_scale(views, dims)
+    Z, centre, scale = centre_and_scale(views, dims, config.scale_views)
     if config.ranks == "given":
         membership = jnp.asarray(hierarchy.modality_mask)
     else:
