@@ -253,7 +253,8 @@ def run(study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
             start = perf_counter()
             representation, _, penalty = method.partition("+")
             scores = equal_scales(representations.scores(representation, split, key))
-            fit = classify(scores[0], split.train_labels, key, len(classes), hierarchy if penalty == "group" else None)
+            told = hierarchy if penalty == "group" else None
+            fit = jax.block_until_ready(classify(scores[0], split.train_labels, key, len(classes), told))
             accuracy.append(row(study, method, number, fit, scores, split, perf_counter() - start))
             if representation in ESTIMATORS:
                 structures += structure_rows(study, method, number, fit, hierarchy)

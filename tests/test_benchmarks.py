@@ -77,6 +77,16 @@ def test_many_rows_at_a_small_size(tmp_path):
 
 
 @pytest.mark.slow
+def test_large_problems_at_a_small_size():
+    done = run("--features", "600", "1200", "--samples", "50", "--modality-dim", "20", "--rounds", "1", script="large_problems.py")
+    assert done.returncode == 0, done.stderr
+    fits = [line.split() for line in done.stdout.splitlines() if "hcl-" in line]
+    assert len(fits) == 5
+    assert all(fit[-2] == "0" for fit in fits), done.stdout  # converged
+    assert "2 times the features" in done.stdout
+
+
+@pytest.mark.slow
 def test_likelihood_race_is_won():
     """By five times where nothing else runs (docs/performance.md); on a busy machine still by more than two."""
     (row,) = printed_rows(
