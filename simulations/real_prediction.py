@@ -167,7 +167,7 @@ class Representations:
         self.hierarchy = hierarchy
         self._programs: dict[str, Callable[..., Any]] = {}
         ranks = {"joint_rank": data.joint, "individual_ranks": data.individual}
-        signal = tuple(data.joint + rank for rank in data.individual)
+        signal = tuple(min(data.joint + rank, dim) for rank, dim in zip(data.individual, hierarchy.dims, strict=True))
         self._configs = {
             "jive": jive.JiveConfig(**ranks),
             "ajive": ajive.AjiveConfig(signal_ranks=signal, **ranks),
