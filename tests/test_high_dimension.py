@@ -27,7 +27,14 @@ def fit(name, views, form):
     return jax.jit(lambda S: ESTIMATORS[name](S, LATTICE))(SampleCovariance.from_data(views, form=form))
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "hcl-gd-published"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("hcl-gn", "hcl-svd-published") else pytest.mark.slow)
+        for name in ESTIMATORS
+        if name != "hcl-gd-published"
+    ],
+)
 def test_rows_and_matrix_give_the_same_estimate(name):
     """But for hcl-gd-published, whose start has arbitrary signs."""
     _, views = views_of(LATTICE)
