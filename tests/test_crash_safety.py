@@ -130,10 +130,8 @@ def wait_until(happened, process: subprocess.Popen, seconds: float = 300) -> Non
 def test_the_bits_do_not_depend_on_devices_chunks_or_executor(tmp_path, environment):
     ways = {
         "one": ["--devices", "1"],
-        "four": ["--devices", "4"],
-        "chunks": ["--devices", "2", "--memory-gib", "1e-6"],
+        "four in small chunks": ["--devices", "4", "--memory-gib", "1e-6"],
         "cluster": ["--local-cluster", "2"],
-        "wide workers": ["--local-cluster", "1", "--devices", "4", "--memory-gib", "1e-5"],
     }
     for way, options in ways.items():
         complete(environment, STUDY, *ITERATIVE, *options, "--output", tmp_path / way)
