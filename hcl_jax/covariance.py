@@ -77,7 +77,8 @@ class SampleCovariance(eqx.Module):
     def in_unit_scale(self) -> tuple["SampleCovariance", Float[Array, ""]]:
         """(S/c, √c) with c the power of 4 that brings the mean variance to between 1 and 4: exact, and nothing that is computed
         from S/c runs out of the range of single precision."""
-        mean = self.trace() / self.n_features
+        total = self.trace() if self.matrix is not None else jnp.vdot(self._rows, self._rows) / self.nu  # a rough sum will do
+        mean = total / self.n_features
         usable = (mean > 0) & jnp.isfinite(mean)
         exponent = jnp.where(usable, jnp.floor(jnp.log2(jnp.where(usable, mean, 1)) / 2), 0).astype(jnp.int32)
         root = jnp.ldexp(jnp.ones((), self.dtype), exponent)
@@ -122,13 +123,19 @@ class SampleCovariance(eqx.Module):
         return jnp.sum(self._rows**2, axis=0) / self.nu
 
     def trace(self) -> Float[Array, ""]:
+        if self.matrix is None and self._rows.shape[0] < self.n_features:
+            return jnp.trace(self._gram()) / self.nu
         return self.variances().sum()
+
+    def _gram(self) -> Float[Array, "rows rows"]:
+        """XXᵀ, of which a compiled program needs one however often it asks."""
+        return self._rows @ self._rows.T
 
     def squared_norm(self) -> Float[Array, ""]:
         """‖S‖_F²."""
         if self.matrix is not None:
             return jnp.sum(self.matrix**2)
-        return jnp.sum((self._rows @ self._rows.T) ** 2) / self.nu**2
+        return jnp.sum(self._gram() ** 2) / self.nu**2
 
     def top_eigenpairs(self, k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:
         """The k largest eigenvalues of S, descending, and their eigenvectors.
@@ -141,7 +148,7 @@ class SampleCovariance(eqx.Module):
         rows, _ = self._rows.shape
         if rows >= self.n_features:
             return top_eigenpairs_of(self.block(slice(None), slice(None)), k)
-        values, left = top_eigenpairs_of(self._rows @ self._rows.T / self.nu, min(k, rows))
+        values, left = top_eigenpairs_of(self._gram() / self.nu, min(k, rows))
         visible = values > 10 * rows * jnp.finfo(self.dtype).eps * values[0]
         scale = jnp.where(visible, 1 / jnp.sqrt(jnp.where(visible, values * self.nu, 1)), 0)
         missing = k - min(k, rows)
