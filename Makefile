@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/recovery
 
-.PHONY: help venv recovery test test-slow lint format
+.PHONY: help venv recovery test test-slow test-long lint format
 
 help:
 	@echo "make recovery   run the recovery study on its default settings and draw its figures"
 	@echo "make test       all tests that take seconds"
 	@echo "make test-slow  the tests that take minutes: rates, coverage, reference comparisons at size"
+	@echo "make test-long  the benchmarks, at small sizes: before a release"
 	@echo "make lint       format check, lint, types, import contract"
 	@echo "make format     let ruff format and repair what it can"
 	@echo "make venv       only create $(VENV) and install into it"
@@ -32,7 +33,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not long"
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

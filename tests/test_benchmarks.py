@@ -32,6 +32,7 @@ def printed_rows(done, start):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_throughput_prints_both_tables():
     case, brief = ["--cases", "equal-float32", "--noise-variances", "1"], ["--n", "2000", "--rounds", "1", "--threads", "1"]
     done = run(*case, *brief, "--descent-seconds", "2")
@@ -77,6 +78,7 @@ def test_many_rows_at_a_small_size(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_large_problems_at_a_small_size():
     done = run(
         "--features", "600", "1200", "--samples", "50", "--modality-dim", "20", "--rounds", "1", script="large_problems.py"
@@ -89,6 +91,7 @@ def test_large_problems_at_a_small_size():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_likelihood_race_is_won():
     """By five times where nothing else runs (docs/performance.md); on a busy machine still by more than a half."""
     (row,) = printed_rows(
@@ -99,6 +102,7 @@ def test_likelihood_race_is_won():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sizes_and_replicates_write_tables_that_are_drawn(tmp_path):
     grids = ["--n-grid", "1000", "--d-grid", "--rank-grid", "--modalities-grid", "2", "--rounds", "1"]
     written = run(*grids, "--methods", "hcl-svd", "numpy-em", "pca", "--output", tmp_path / "sizes.csv", script="estimators.py")
