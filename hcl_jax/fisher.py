@@ -31,45 +31,45 @@ def by_feature(values: Float[Array, " groups"], groups: tuple[slice, ...]) -> Fl
     return jnp.concatenate(columns)
 
 
+def by_group(values: Float[Array, " d"], groups: tuple[slice, ...]) -> Float[Array, " groups"]:
+    """The sums of the features' values over every group."""
+    # not a stack of scalars: under vmap its batch axis comes last, which jax.scipy's cg refuses beside the loadings'
+    return jnp.concatenate([values[g].sum(keepdims=True) for g in groups])
+
+
+def group_grams(loadings: Float[Array, "d K"], groups: tuple[slice, ...]) -> Float[Array, "groups K K"]:
+    """F_pᵀF_p for every group p of features."""
+    return jnp.stack([loadings[g].T @ loadings[g] for g in groups])
+
+
 class FactorPrecision(eqx.Module):
     """Σ⁻¹ for Σ = FFᵀ + Ψ, through W = I + FᵀΨ⁻¹F (Woodbury): Σ⁻¹V = Ψ⁻¹(V − F W⁻¹ FᵀΨ⁻¹V)."""
 
     loadings: Float[Array, "d K"]
     noise: Float[Array, "d 1"]
+    gram: Float[Array, "K K"]  # FᵀΨ⁻¹F = W − I
     inverse: Float[Array, "K K"]  # W⁻¹
-    core: Float[Array, "K K"]  # FᵀΣ⁻¹F = (W − I)W⁻¹
 
-    def __init__(self, loadings: Float[Array, "d K"], noise: Float[Array, "d 1"]):
-        self.loadings, self.noise = loadings, noise
-        gram = loadings.T @ (loadings / noise)
+    def __init__(self, loadings: Float[Array, "d K"], noise: Float[Array, "d 1"], gram: Float[Array, "K K"]):
+        self.loadings, self.noise, self.gram = loadings, noise, gram
         self.inverse = spd_inverse(gram + jnp.eye(gram.shape[0], dtype=gram.dtype))[0]
-        self.core = gram @ self.inverse
 
     def apply(self, vectors: Float[Array, "d k"]) -> Float[Array, "d k"]:
         """Σ⁻¹ V."""
         scaled = vectors / self.noise
         return scaled - (self.loadings / self.noise) @ (self.inverse @ (self.loadings.T @ scaled))
 
-    def loadings_image(self) -> Float[Array, "d K"]:
-        """Σ⁻¹F = Ψ⁻¹F W⁻¹."""
-        return (self.loadings / self.noise) @ self.inverse
-
-
-def _block_norms_sq(precision: FactorPrecision, noise: Float[Array, " groups"], groups: tuple[slice, ...]) -> Float[Array, "g g"]:
-    """‖(Σ⁻¹)_pq‖_F² for all pairs of groups."""
-    P = precision.loadings / precision.noise
-    cores = jnp.stack([P[g].T @ P[g] @ precision.inverse for g in groups])
-    sizes = jnp.array([g.stop - g.start for g in groups], dtype=noise.dtype)
-    own = sizes / noise**2 - 2 * jnp.trace(cores, axis1=1, axis2=2) / noise
-    return jnp.einsum("pij,qji->pq", cores, cores) + jnp.diag(own)
-
 
 class FisherOperator(eqx.Module):
-    """H at loadings F and noise variances ψ, with its mask: products, a preconditioner, and solves by conjugate gradients."""
+    """H at loadings F and noise variances ψ, with its mask: products, a preconditioner, solves by conjugate gradients, and the
+    gradient of the likelihood that goes with it."""
 
     precision: FactorPrecision
-    image: Float[Array, "d K"]  # Σ⁻¹F
-    noise_norms: Float[Array, "g g"]
+    image: Float[Array, "d K"]  # Σ⁻¹F = Ψ⁻¹FW⁻¹
+    core: Float[Array, "K K"]  # FᵀΣ⁻¹F
+    noise: Float[Array, " g"]
+    grams: Float[Array, "g K K"]
+    noise_norms: Float[Array, "g g"]  # ‖(Σ⁻¹)_pq‖_F² for all pairs of groups
     modality_inverses: Float[Array, "M K K"]
     hierarchy: Hierarchy = eqx.field(static=True)
     groups: tuple[tuple[int, int], ...] = eqx.field(static=True)
@@ -77,26 +77,50 @@ class FisherOperator(eqx.Module):
     def __init__(
         self, loadings: Float[Array, "d K"], noise: Float[Array, " groups"], hierarchy: Hierarchy, groups: tuple[slice, ...]
     ):
-        self.hierarchy, self.groups = hierarchy, tuple((g.start, g.stop) for g in groups)
-        self.precision = FactorPrecision(loadings, by_feature(noise, groups))
-        self.image = self.precision.loadings_image()
-        self.noise_norms = _block_norms_sq(self.precision, noise, groups)
+        self.hierarchy, self.groups, self.noise = hierarchy, tuple((g.start, g.stop) for g in groups), noise
+        self.grams = group_grams(loadings, groups)
+        gram = jnp.einsum("pij,p->ij", self.grams, 1 / noise)
+        self.precision = FactorPrecision(loadings, by_feature(noise, groups), gram)
+        self.image = (loadings / self.precision.noise) @ self.precision.inverse
+        self.core = gram @ self.precision.inverse
+        cores = jnp.einsum("pij,p->pij", self.grams @ self.precision.inverse, 1 / noise**2)
+        own = self._sizes() / noise**2 - 2 * jnp.trace(cores, axis1=1, axis2=2) / noise
+        self.noise_norms = jnp.einsum("pij,qji->pq", cores, cores) + jnp.diag(own)
         damping = max(1e-6, 1e3 * float(jnp.finfo(loadings.dtype).eps))  # factors may be collinear to rounding
-        self.modality_inverses = modality_inverses(self.precision.core, hierarchy, damping)
+        self.modality_inverses = modality_inverses(self.core, hierarchy, damping)
 
     def _slices(self) -> tuple[slice, ...]:
         return tuple(slice(*g) for g in self.groups)
+
+    def _sizes(self) -> Float[Array, " g"]:
+        return jnp.array([stop - start for start, stop in self.groups], self.noise.dtype)
 
     def product(self, parameters: Parameters) -> Parameters:
         """H(V, τ) = ([Σ⁻¹DΣ⁻¹F]∘mask, ½ tr_q(Σ⁻¹DΣ⁻¹))."""
         V, tau = parameters
         groups = self._slices()
         F, Y = self.precision.loadings, self.image
-        moved = V @ self.precision.core + F @ (V.T @ Y) + by_feature(tau, groups) * Y
+        moved = V @ self.core + F @ (V.T @ Y) + by_feature(tau, groups) * Y
         along_loadings = jnp.where(self.hierarchy.mask, self.precision.apply(moved), 0)
-        X_dot_Y = jnp.sum(self.precision.apply(V) * Y, axis=1)
-        traces = jnp.stack([X_dot_Y[g].sum() for g in groups])
+        traces = by_group(jnp.sum(self.precision.apply(V) * Y, axis=1), groups)
         return along_loadings, traces + self.noise_norms @ tau / 2
+
+    def minus_half_gradient(self, covariance_image: Float[Array, "d K"], covariance: SampleCovariance) -> Parameters:
+        """−½ of the gradient of log det Σ + tr(Σ⁻¹S) along masked loadings and noise variances, from S Σ⁻¹F:
+        ([Σ⁻¹(S Σ⁻¹F − F)]∘mask, −½ tr_q(Σ⁻¹ − Σ⁻¹SΣ⁻¹)).
+
+        Along the loadings the difference comes first: where factors are far stronger than the noise, Σ⁻¹ loses digits of what
+        it is taken of. Along the noise, with Y = Σ⁻¹F: Σ⁻¹ = Ψ⁻¹ − YFᵀΨ⁻¹, and
+        Σ⁻¹SΣ⁻¹ = Ψ⁻¹(S − (SY)Fᵀ − F(SY)ᵀ + F(YᵀSY)Fᵀ)Ψ⁻¹, of which only traces are needed.
+        """
+        F, psi, inverse = self.precision.loadings, self.precision.noise, self.precision.inverse
+        difference = covariance_image - F
+        inner = F.T @ (difference / psi)
+        along_loadings = jnp.where(self.hierarchy.mask, (difference - F @ (inverse @ inner)) / psi, 0)
+        quadratic = inverse @ (inner + self.precision.gram)  # YᵀSY
+        middle = by_group(covariance.variances() - 2 * jnp.sum(covariance_image * F, axis=1), self._slices())
+        middle = middle + jnp.einsum("pij,ij->p", self.grams, quadratic + inverse)
+        return along_loadings, (middle / self.noise**2 - self._sizes() / self.noise) / 2
 
     def precondition(self, parameters: Parameters) -> Parameters:
         """An approximate inverse: per modality Ψ V (FᵀΣ⁻¹F)⁻¹ on its active columns, and the diagonal for τ."""
@@ -129,33 +153,3 @@ def modality_inverses(core: Float[Array, "K K"], hierarchy: Hierarchy, damping: 
 def apply_by_modality(V: Float[Array, "d K"], inverses: Float[Array, "M K K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
     """The rows of every modality times its own K × K matrix."""
     return jnp.concatenate([V[hierarchy.rows(m)] @ inverses[m - 1] for m in hierarchy.modalities])
-
-
-def minus_half_gradient(
-    precision: FactorPrecision, covariance_image: Float[Array, "d K"], hierarchy: Hierarchy
-) -> Float[Array, "d K"]:
-    """−½ of the gradient of log det Σ + tr(Σ⁻¹S) along masked loadings: [Σ⁻¹(S Σ⁻¹F − F)]∘mask, from S Σ⁻¹F.
-
-    The difference comes first: where factors are far stronger than the noise, Σ⁻¹ loses digits of what it is taken of.
-    """
-    return jnp.where(hierarchy.mask, precision.apply(covariance_image - precision.loadings), 0)
-
-
-def noise_gradient(
-    precision: FactorPrecision,
-    image: Float[Array, "d K"],
-    covariance_image: Float[Array, "d K"],
-    covariance: SampleCovariance,
-    groups: tuple[slice, ...],
-) -> Float[Array, " groups"]:
-    """tr_q(Σ⁻¹ − Σ⁻¹SΣ⁻¹) for every group q of features, through the diagonals only.
-
-    With Y = Σ⁻¹F: Σ⁻¹ = Ψ⁻¹ − YFᵀΨ⁻¹, and Σ⁻¹SΣ⁻¹ = Ψ⁻¹(S − (SY)Fᵀ − F(SY)ᵀ + F(YᵀSY)Fᵀ)Ψ⁻¹.
-    """
-    F, psi = precision.loadings, precision.noise[:, 0]
-    inverse = 1 / psi - jnp.sum(image * F, axis=1) / psi
-    quadratic = jnp.sum((F @ (image.T @ covariance_image)) * F, axis=1)
-    middle = covariance.variances() - 2 * jnp.sum(covariance_image * F, axis=1) + quadratic
-    diagonal = inverse - middle / psi**2
-    # not a stack of scalars: under vmap its batch axis comes last, which jax.scipy's cg refuses beside the loadings'
-    return jnp.concatenate([diagonal[g].sum(keepdims=True) for g in groups])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.fisher import FisherOperator, Parameters, minus_half_gradient, noise_gradient, noise_groups
+from hcl_jax.fisher import FisherOperator, Parameters, noise_groups
 from hcl_jax.metrics import prediction_errors, recovery_errors
 from hcl_jax.model import ResponseTruth, Truth
 
@@ -18,12 +18,7 @@ def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int =
     """
     groups = noise_groups(truth.hierarchy, per_modality=False)
     operator = FisherOperator(truth.loadings, truth.noise_variance[None], truth.hierarchy, groups)
-    precision, image = operator.precision, operator.image
-    covariance_image = covariance.product(image)
-    right = (
-        minus_half_gradient(precision, covariance_image, truth.hierarchy),
-        -noise_gradient(precision, image, covariance_image, covariance, groups) / 2,
-    )
+    right = operator.minus_half_gradient(covariance.product(operator.image), covariance)
     tolerance = 1e-9 if truth.loadings.dtype == jnp.float64 else 1e-4
     solution = operator.solve(right, tolerance, max_steps)
     residual = [a - b for a, b in zip(operator.product(solution), right, strict=True)]

@@ -25,14 +25,7 @@ from sklearn.decomposition import PCA, FactorAnalysis
 
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.estimators.likelihood import check_degrees_of_freedom
-from hcl_jax.fisher import (
-    FactorPrecision,
-    FisherOperator,
-    by_feature,
-    minus_half_gradient,
-    noise_gradient,
-    noise_groups,
-)
+from hcl_jax.fisher import FisherOperator, by_feature, noise_groups
 from hcl_jax.real_data import gaussian_log_likelihood
 
 SEEDS = st.integers(0, 10_000)
@@ -58,10 +51,11 @@ def dense_covariance(F, noise, groups):
 def test_precision_is_the_dense_inverse(case, seed):
     rng, F, noise, groups, _ = point(*case, seed)
     inverse = np.linalg.inv(dense_covariance(F, noise, groups))
-    precision = FactorPrecision(F, by_feature(noise, groups))
+    fisher = FisherOperator(F, noise, case[0], groups)
     V = jnp.asarray(rng.standard_normal((F.shape[0], 3)))
-    assert_at_most(relative(precision.apply(V), inverse @ V), 1e-12, "Σ⁻¹V")
-    assert_at_most(relative(precision.loadings_image(), inverse @ F), 1e-12, "Σ⁻¹F")
+    assert_at_most(relative(fisher.precision.apply(V), inverse @ V), 1e-12, "Σ⁻¹V")
+    assert_at_most(relative(fisher.image, inverse @ F), 1e-12, "Σ⁻¹F")
+    assert_at_most(relative(fisher.core, F.T @ inverse @ F), 1e-12, "FᵀΣ⁻¹F")
 
 
 def expected_deviance(parameters, F, noise, hierarchy, groups, Sigma):
@@ -130,12 +124,11 @@ def test_solving_undoes_the_product():
 def test_gradients_are_those_of_the_dense_deviance(case, seed):
     hierarchy, _ = case
     _, F, noise, groups, S = point(*case, seed)
-    precision = FactorPrecision(F, by_feature(noise, groups))
-    image = precision.loadings_image()
-    S_image = S.product(image)
+    fisher = FisherOperator(F, noise, hierarchy, groups)
+    gradient = fisher.minus_half_gradient(S.product(fisher.image), S)
     along, by_noise = _dense_gradients(F, noise, hierarchy, groups, S.matrix)
-    assert_at_most(relative(-2 * minus_half_gradient(precision, S_image, hierarchy), along), 1e-11, "∇ along loadings")
-    assert_at_most(relative(noise_gradient(precision, image, S_image, S, groups), by_noise), 1e-11, "∇ along noise")
+    assert_at_most(relative(-2 * gradient[0], along), 1e-11, "∇ along loadings")
+    assert_at_most(relative(-2 * gradient[1], by_noise), 1e-11, "∇ along noise")
 
 
 def _dense_gradients(F, noise, hierarchy, groups, S):
@@ -146,9 +139,8 @@ def _dense_gradients(F, noise, hierarchy, groups, S):
 
 def test_the_gradient_matches_finite_differences():
     rng, F, noise, groups, S = point(TWO, True, 3)
-    precision = FactorPrecision(F, by_feature(noise, groups))
-    image = precision.loadings_image()
-    gradient = -2 * np.asarray(minus_half_gradient(precision, S.product(image), TWO))
+    fisher = FisherOperator(F, noise, TWO, groups)
+    gradient = -2 * np.asarray(fisher.minus_half_gradient(S.product(fisher.image), S)[0])
     V, h = masked_normal(rng, TWO), 1e-5
     psi = by_feature(noise, groups)[:, 0]
     ahead, behind = (float(dense_deviance(F + sign * h * V, psi, S.matrix)) for sign in (1, -1))

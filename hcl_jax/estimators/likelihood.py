@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.covariance import SampleCovariance, denoised_factor
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished, log_scale, scale_equivariant
 from hcl_jax.estimators.spectral import structured_loadings
-from hcl_jax.fisher import FisherOperator, minus_half_gradient, noise_gradient, noise_groups
+from hcl_jax.fisher import FisherOperator, Parameters, by_group, group_grams, noise_groups
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
@@ -51,6 +51,29 @@ class _Line(NamedTuple):
         return jnp.where(valid, value, jnp.inf), jnp.where(valid, slope, jnp.inf)
 
 
+class _Point(NamedTuple):
+    """Where a fit is, and what is known there."""
+
+    loadings: Float[Array, "d K"]
+    images: Float[Array, "g d K"]  # S[:, p] F_p for every group p of features
+    noise: Float[Array, " g"]
+    gradient: Parameters  # −½ of it
+    scored: Parameters  # the same, preconditioned by the Fisher information
+    grams: Float[Array, "g K K"]  # F_pᵀF_p
+    relative: Float[Array, ""]  # size of the gradient
+
+
+class _Search(NamedTuple):
+    """A fit under way: the last direction, the gradient before it, and whether it led anywhere."""
+
+    at: _Point
+    direction: Parameters
+    old_gradient: Parameters
+    alignment: Float[Array, ""]
+    moved: Bool[Array, ""]
+    step: Int[Array, ""]
+
+
 class _Problem(NamedTuple):
     covariance: SampleCovariance
     hierarchy: Hierarchy
@@ -61,38 +84,35 @@ class _Problem(NamedTuple):
         """S[:, p] F_p for every group p of features."""
         return jnp.stack([self.covariance.product(F[g], g) for g in self.groups])
 
-    def line(self, F, images, V, V_images, noise, change) -> _Line:
+    def line(self, at: _Point, V: Float[Array, "d K"], V_images: Float[Array, "g d K"], change: Float[Array, " g"]) -> _Line:
         """The likelihood along (V, change), from products that are at hand."""
-        groups = self.groups
-        FF, FV, VV = (jnp.stack([A[g].T @ B[g] for g in groups]) for A, B in ((F, F), (F, V), (V, V)))
+        groups, F = self.groups, at.loadings
+        FV = jnp.stack([F[g].T @ V[g] for g in groups])
 
         def pairs(A, B_images):
             return jnp.stack([jnp.stack([A[p].T @ image[p] for image in B_images]) for p in groups])
 
-        FSF, FSV, VSV = pairs(F, images), pairs(F, V_images), pairs(V, V_images)
+        FSF, FSV, VSV = pairs(F, at.images), pairs(F, V_images), pairs(V, V_images)
         cross = FSV + jnp.transpose(FSV, (1, 0, 3, 2))
-        variances = self.covariance.variances()
         return _Line(
-            jnp.stack([FF, FV + jnp.swapaxes(FV, 1, 2), VV]),
+            jnp.stack([at.grams, FV + jnp.swapaxes(FV, 1, 2), group_grams(V, groups)]),
             jnp.stack([FSF, cross, VSV]),
-            jnp.stack([noise, change]),
+            jnp.stack([at.noise, change]),
             jnp.array([g.stop - g.start for g in groups], F.dtype),
-            jnp.stack([variances[g].sum() for g in groups]),
+            by_group(self.covariance.variances(), groups),
             smallest_noise(self.covariance),
         )
 
-    def gradient(self, F, images, noise):
-        """(−½ of the gradient in F and ψ, the same preconditioned by the Fisher information, its relative size)."""
+    def at(self, F: Float[Array, "d K"], images: Float[Array, "g d K"], noise: Float[Array, " g"]) -> _Point:
+        """The point of these loadings and noise variances, from the images of the loadings."""
         fisher = FisherOperator(F, noise, self.hierarchy, self.groups)
-        precision, image = fisher.precision, fisher.image
-        covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ precision.inverse
-        right = minus_half_gradient(precision, covariance_image, self.hierarchy)
-        right_noise = -noise_gradient(precision, image, covariance_image, self.covariance, self.groups) / 2
+        covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ fisher.precision.inverse
+        gradient = fisher.minus_half_gradient(covariance_image, self.covariance)
         rounding = GRADIENT_ROUNDING * jnp.finfo(F.dtype).eps * jnp.linalg.norm(F) / jnp.min(noise)
-        scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, image, 0)), rounding / self.tolerance)
+        scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image, 0)), rounding / self.tolerance)
         sizes = jnp.array([g.stop - g.start for g in self.groups], F.dtype)
-        relative = jnp.maximum(jnp.linalg.norm(right) / scale, jnp.max(jnp.abs(right_noise) * noise / sizes))
-        return (right, right_noise), fisher.precondition((right, right_noise)), relative
+        relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / sizes))
+        return _Point(F, images, noise, gradient, fisher.precondition(gradient), fisher.grams, relative)
 
 
 def _dot(a, b) -> Float[Array, ""]:
@@ -145,32 +165,39 @@ def maximise_likelihood(
     """
     problem = _Problem(covariance, hierarchy, groups, tolerance)
 
-    def advance(state):
-        F, images, noise, gradient, scored, momentum, alignment, relative, _, step = state
-        previous, old_gradient = momentum
-        new_alignment = _dot(gradient, scored)
-        beta = jnp.maximum((new_alignment - _dot(scored, old_gradient)) / jnp.where(alignment > 0, alignment, 1), 0)
-        direction = _combine(scored, previous, beta)
-        ascends = _dot(direction, gradient) > 0
-        V, change = jax.tree.map(lambda a, b: jnp.where(ascends, a, b), direction, scored)
+    def advance(search: _Search) -> _Search:
+        at = search.at
+        alignment = _dot(at.gradient, at.scored)
+        gained = alignment - _dot(at.scored, search.old_gradient)
+        beta = jnp.maximum(gained / jnp.where(search.alignment > 0, search.alignment, 1), 0)
+        ascends = alignment + beta * _dot(search.direction, at.gradient) > 0
+        V, change = _combine(at.scored, search.direction, jnp.where(ascends, beta, 0))
         V_images = problem.images(V)
-        t = line_step(problem.line(F, images, V, V_images, noise, change))
-        reached = F + t * V, images + t * V_images, noise + t * change
-        new_gradient, new_scored, new_relative = problem.gradient(*reached)
-        moved = (t > 0) & jnp.isfinite(new_relative)  # not where Σ is singular to rounding
-        new = *reached, new_gradient, new_scored, ((V, change), gradient), new_alignment, new_relative
-        old = F, images, noise, gradient, scored, momentum, alignment, relative
-        return *jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, old), moved, step + 1
+        t = line_step(problem.line(at, V, V_images, change))
+        reached = problem.at(at.loadings + t * V, at.images + t * V_images, at.noise + t * change)
+        moved = (t > 0) & jnp.isfinite(reached.relative)  # not where Σ is singular to rounding
+
+        def kept(new: Array, old: Array) -> Array:  # of what a fit that ends here is made of
+            return jnp.where(moved, new, old)
+
+        reached = reached._replace(
+            loadings=kept(reached.loadings, at.loadings),
+            images=kept(reached.images, at.images),
+            noise=kept(reached.noise, at.noise),
+            grams=kept(reached.grams, at.grams),
+            relative=kept(reached.relative, at.relative),
+        )
+        return _Search(reached, (V, change), at.gradient, alignment, moved, search.step + 1)
 
     zero = (jnp.zeros_like(start), jnp.zeros_like(start_noise))
-    images = problem.images(start)
-    gradient, scored, relative = problem.gradient(start, images, start_noise)
-    state = (start, images, start_noise, gradient, scored, (zero, zero), jnp.zeros((), start.dtype), relative, jnp.array(True), 0)
-    state = jax.lax.while_loop(lambda s: (s[7] > tolerance) & s[8] & (s[9] < max_steps), advance, state)
-    F, images, noise, _, _, _, _, relative, _, steps = state
-    still = problem.line(F, images, jnp.zeros_like(F), jnp.zeros_like(images), noise, jnp.zeros_like(noise))
-    objective = still.value_and_slope(jnp.zeros((), F.dtype))[0] + F.shape[0] * jnp.log(2 * jnp.pi)
-    return finished(F, noise if len(groups) > 1 else noise[0], relative <= tolerance, steps, objective)
+    first = problem.at(start, problem.images(start), start_noise)
+    search = _Search(first, zero, zero, jnp.zeros((), start.dtype), jnp.array(True), jnp.array(0))
+    search = jax.lax.while_loop(lambda s: (s.at.relative > tolerance) & s.moved & (s.step < max_steps), advance, search)
+    at = search.at
+    still = problem.line(at, jnp.zeros_like(start), jnp.zeros_like(at.images), zero[1])
+    objective = still.value_and_slope(jnp.zeros((), start.dtype))[0] + start.shape[0] * jnp.log(2 * jnp.pi)
+    noise = at.noise if len(groups) > 1 else at.noise[0]
+    return finished(at.loadings, noise, at.relative <= tolerance, search.step, objective)
 
 
 def check_degrees_of_freedom(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
