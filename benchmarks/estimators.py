@@ -12,7 +12,6 @@ variance of its own; PCA takes the K leading principal components. Neither knows
 """
 
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -24,14 +23,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import polars as pl
-import tyro
 from sklearn.decomposition import PCA, FactorAnalysis
 
 import numpy_em
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, sample_observations, sample_truth
 from hcl_jax.experiments import configure
 from likelihood_race import WITHIN, em_iterations, modalities_of
-from measuring import PeakMemory, interleaved, restrict_to_cores
+from measuring import PeakMemory, check_known, check_rounds, interleaved, restrict_to_cores, run_script
 from numpy_pipeline import sample_covariance
 
 OURS = ("hcl-svd", "hcl-gn", "hcl-ml", "hcl-vb")
@@ -166,11 +164,8 @@ def text_row(case: Case, table: pl.DataFrame, methods: tuple[str, ...]) -> str:
 
 def check(arguments: Arguments) -> None:
     """Raise `ValueError` that names the argument."""
-    for name in arguments.methods:
-        if name not in OURS + OTHERS:
-            raise ValueError(f"--methods: unknown {name!r}; expected some of {', '.join(OURS + OTHERS)}")
-    if arguments.rounds < 1:
-        raise ValueError(f"--rounds: is {arguments.rounds}; expected at least 1")
+    check_known("methods", arguments.methods, OURS + OTHERS)
+    check_rounds(arguments.rounds)
     if not arguments.noise_variance > 0:
         raise ValueError(f"--noise-variance: is {arguments.noise_variance:g}; expected a positive number")
     for case in cases(arguments):
@@ -193,7 +188,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Arguments, __doc__)

@@ -10,7 +10,6 @@ gradient of 1e-3, from covariances held as centred rows. Modalities: ten of 200 
 
 import os
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import tyro
 
 from hcl_jax import ESTIMATORS, Estimate, Hierarchy, SampleCovariance, Truth, sample_truth, sample_wishart_covariance
 from hcl_jax.estimators.gauss_newton import hcl_gn
 from hcl_jax.experiments import configure
 from hcl_jax.model import sample_observations
-from measuring import PeakMemory, timed
+from measuring import PeakMemory, check_known, check_rounds, run_script, timed
 
 SEED = 0
 GRADIENT = 1e-3
@@ -99,16 +97,15 @@ def many_modalities(arguments: Arguments) -> None:
         report(f"M = 10, K = {hierarchy.n_factors}, d = {hierarchy.n_features:,}: {method}", fit, covariance, arguments.rounds)
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+def main(arguments: Arguments) -> None:
+    check_known("methods", arguments.methods, ESTIMATORS)
+    check_rounds(arguments.rounds)
     os.environ["HCL_COMPILATION_CACHE"] = "0"
     configure("float32", batched=True)  # one device, which computes on one thread
     print(f"{'':34} {'first':>8} {'later':>9} {'memory':>9} {'status':>7} {'steps':>6}")
     many_features(arguments)
     many_modalities(arguments)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main, Arguments, __doc__)

@@ -9,7 +9,6 @@ at the likelihood while the clock runs. The last column is `hcl-ml` as it stops 
 """
 
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import tyro
 
 import numpy_em
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, sample_truth, sample_wishart_covariance
@@ -26,7 +24,7 @@ from hcl_jax.estimators.estimate import Estimate, default_tolerance
 from hcl_jax.estimators.likelihood import maximise_likelihood
 from hcl_jax.experiments import configure
 from hcl_jax.fisher import noise_groups
-from measuring import interleaved, restrict_to_cores, timed
+from measuring import check_known, check_noise_variances, check_rounds, interleaved, restrict_to_cores, run_script, timed
 
 WITHIN = 1e-6  # of the best log-likelihood, a row
 CHECKED_EVERY = 20  # iterations of EM, off the clock
@@ -161,13 +159,9 @@ def row(hierarchy: Hierarchy, noise_variance: float, dtype: str, result: Race) -
 
 def check(arguments: Arguments) -> None:
     """Raise `ValueError` that names the argument."""
-    for name in arguments.cases:
-        if name not in CASES:
-            raise ValueError(f"--cases: unknown {name!r}; expected some of {', '.join(CASES)}")
-    if not all(noise > 0 for noise in arguments.noise_variances):
-        raise ValueError(f"--noise-variances: holds {min(arguments.noise_variances):g}; expected positive numbers")
-    if arguments.rounds < 1:
-        raise ValueError(f"--rounds: is {arguments.rounds}; expected at least 1")
+    check_known("cases", arguments.cases, CASES)
+    check_noise_variances(arguments.noise_variances)
+    check_rounds(arguments.rounds)
     least = max([CASES[name].n_features for name in arguments.cases], default=0) + 1
     if arguments.n < least:
         raise ValueError(f"--n: is {arguments.n}; expected at least {least}, one more than the features")
@@ -185,7 +179,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Arguments, __doc__)

@@ -9,18 +9,16 @@ no file backs, Python and JAX included. The error is that of the covariance besi
 """
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from threadpoolctl import threadpool_limits
 
 from hcl_jax.streaming import LARGEST_BLOCK, CovarianceSums, accumulate_npy
-from measuring import PeakMemory, interleaved, restrict_to_cores
+from measuring import PeakMemory, check_rounds, interleaved, restrict_to_cores, run_script
 
 RANDOM_ROWS = 100_000
 MEAN = 3.0
@@ -101,8 +99,7 @@ def check(arguments: Arguments) -> None:
     """Raise `ValueError` that names the argument."""
     if arguments.rows < 2:
         raise ValueError(f"--rows: is {arguments.rows}; expected at least 2")
-    if arguments.rounds < 1:
-        raise ValueError(f"--rounds: is {arguments.rounds}; expected at least 1")
+    check_rounds(arguments.rounds)
     if min(arguments.dims, default=0) < 1:
         raise ValueError(f"--dims: is {arguments.dims}; expected the positive number of features of each view")
     needed, free = 4 * arguments.rows * sum(arguments.dims), shutil.disk_usage(arguments.folder or tempfile.gettempdir()).free
@@ -126,7 +123,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Arguments, __doc__)

@@ -3,15 +3,45 @@
 import contextlib
 import ctypes
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import tyro
 
 SAMPLING_SECONDS = 0.002
+
+
+def run_script(main: Callable[[Any], None], arguments: type, description: str | None) -> None:
+    """The command line of a benchmark: one line and a non-zero exit code for a `ValueError`."""
+    try:
+        main(tyro.cli(arguments, description=description))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def check_known(option: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ValueError` that names the option unless every name is known."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--{option}: unknown {name!r}; expected some of {', '.join(known)}")
+
+
+def check_rounds(rounds: int) -> None:
+    """Raise `ValueError` unless there is a round."""
+    if rounds < 1:
+        raise ValueError(f"--rounds: is {rounds}; expected at least 1")
+
+
+def check_noise_variances(values: Iterable[float]) -> None:
+    """Raise `ValueError` unless all are positive."""
+    for value in values:
+        if not value > 0:
+            raise ValueError(f"--noise-variances: holds {value:g}; expected positive numbers")
 
 
 def timed(compute: Callable[[], Any]) -> tuple[Any, float]:

@@ -11,7 +11,6 @@ Cores that are busy with other work slow both, and not equally: the column `core
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,6 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from threadpoolctl import threadpool_limits
 
 import numpy_pipeline as pipeline
@@ -28,7 +26,7 @@ from hcl_jax.estimators.gauss_newton import hcl_gn
 from hcl_jax.experiments import Cell, CompilationCounter, configure
 from hcl_jax.experiments.mapping import Slots, place, spread
 from hcl_jax.experiments.recovery import DrawSpec, draw_program, errors_program, estimate_program, shared_arguments
-from measuring import restrict_to_cores, timed
+from measuring import check_known, check_noise_variances, check_rounds, restrict_to_cores, run_script, timed
 
 METHOD = "hcl-gn"
 RACE_EXCESS = 1e-6
@@ -286,13 +284,9 @@ def descent_row(case: Case, d: Descent) -> str:
 
 def check(arguments: Arguments) -> None:
     """Raise `ValueError` that names the argument."""
-    for name in arguments.cases:
-        if name not in CASES:
-            raise ValueError(f"--cases: unknown {name!r}; expected some of {', '.join(CASES)}")
-    if not all(noise > 0 for noise in arguments.noise_variances):
-        raise ValueError(f"--noise-variances: holds {min(arguments.noise_variances):g}; expected positive numbers")
-    if arguments.rounds < 1:
-        raise ValueError(f"--rounds: is {arguments.rounds}; expected at least 1")
+    check_known("cases", arguments.cases, CASES)
+    check_noise_variances(arguments.noise_variances)
+    check_rounds(arguments.rounds)
 
 
 def main(arguments: Arguments) -> None:
@@ -313,7 +307,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Arguments, __doc__)

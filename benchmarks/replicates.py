@@ -10,7 +10,6 @@ Both take turns; compilation is not timed.
 
 import multiprocessing
 import statistics
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import polars as pl
-import tyro
 from jaxtyping import Array
 
 from hcl_jax import ESTIMATORS, Estimate, Hierarchy, sample_truth, sample_wishart_covariance
 from hcl_jax.experiments import configure
 from hcl_jax.experiments.mapping import Slots, place, spread
-from measuring import PeakMemory, interleaved, restrict_to_cores, timed
+from measuring import PeakMemory, check_known, check_rounds, interleaved, restrict_to_cores, run_script, timed
 
 SEED = 0
 
@@ -127,13 +125,10 @@ def text_rows(table: pl.DataFrame) -> str:
 
 def check(arguments: Arguments) -> None:
     """Raise `ValueError` that names the argument."""
-    for name in arguments.methods:
-        if name not in ESTIMATORS:
-            raise ValueError(f"--methods: unknown {name!r}; expected some of {', '.join(ESTIMATORS)}")
+    check_known("methods", arguments.methods, ESTIMATORS)
     if min(arguments.replicates, default=0) < 1:
         raise ValueError(f"--replicates: are {arguments.replicates}; expected positive numbers")
-    if arguments.rounds < 1:
-        raise ValueError(f"--rounds: is {arguments.rounds}; expected at least 1")
+    check_rounds(arguments.rounds)
     if arguments.n <= sum(arguments.dims):
         raise ValueError(f"--n: is {arguments.n}; expected more than the {sum(arguments.dims)} features")
 
@@ -158,7 +153,4 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Arguments, __doc__)

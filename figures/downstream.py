@@ -7,7 +7,6 @@ and downstream_coefficients_m (supplement S5.2) and downstream_selection. Severa
 """
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, setting_title, settings
-from hcl_jax.experiments import OutputError, read_results
+from hcl_jax.experiments import read_results
 from hcl_jax.experiments.sweep import check_methods
-from style import METRICS, PRINT, method_style, ordered, panels, regression_style, save
+from style import METRICS, PRINT, Destination, method_style, ordered, panels, regression_style, run_script, save_all
 
 AXES = {"n": "rows for the representation, n", "m": "labelled rows, m"}
 BESIDE_LIMIT = {"rmse": "RMSE above the Bayes limit, %", "smape": "SMAPE above the Bayes limit, %"}
@@ -108,17 +107,13 @@ def _share(shares: pl.DataFrame, structure: str, m: int) -> float:
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Destination):
     """Draw the figures of the downstream study."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that simulations/downstream.py has written; their rows are put together."""
     methods: tuple[str, ...] = ()
     """Methods to draw. Default: all."""
-    folder: Path = Path(__file__).parent / "out"
-    """Where the figures go."""
-    formats: tuple[str, ...] = ("pdf", "png")
-    """File formats."""
 
 
 def figures(table: pl.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -144,13 +139,8 @@ def main(arguments: Arguments) -> None:
     if arguments.methods:
         check_methods(arguments.methods, table["method"].unique(maintain_order=True))
         table = table.filter(pl.col("method").is_in([*arguments.methods, "bayes"]))  # errors are drawn relative to the limit
-    mpl.use("agg")
-    for name, figure in figures(table):
-        print(*save(figure, arguments.folder, name, arguments.formats), sep="\n")
+    save_all(figures(table), arguments)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except (OutputError, ValueError) as error:
-        sys.exit(f"downstream.py: error: {error}")
+    run_script(main, Arguments, __doc__)

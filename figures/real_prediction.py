@@ -5,7 +5,6 @@
 draws figures/out/real_prediction_accuracy.{pdf,png} and real_prediction_structures.{pdf,png}, a panel a data set.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,7 @@ import polars as pl
 import tyro
 from matplotlib.figure import Figure
 
-from style import PRINT, method_style, ordered, panels, save
+from style import PRINT, Destination, method_style, ordered, panels, run_script, save_all
 
 TITLES = {"tcga": "TCGA breast cancer, 5 views\nPAM50 subtype", "digits": "UCI handwritten digits, 6 views\ndigit"}
 LABELS = {"pca": "principal components", "raw": "features"}
@@ -78,15 +77,11 @@ def fig_structures(table: pl.DataFrame, top: int = 10) -> Figure:
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Destination):
     """Draw the figures of the study on real data."""
 
     results: Annotated[Path, tyro.conf.Positional]
     """Folder that simulations/real_prediction.py has written."""
-    folder: Path = Path(__file__).parent / "out"
-    """Where the figures go."""
-    formats: tuple[str, ...] = ("pdf", "png")
-    """File formats."""
 
 
 def read(folder: Path, name: str) -> pl.DataFrame:
@@ -99,17 +94,12 @@ def read(folder: Path, name: str) -> pl.DataFrame:
 
 def main(arguments: Arguments) -> None:
     """Draw and save, and say where."""
-    mpl.use("agg")
     drawn = {
         "real_prediction_accuracy": fig_accuracy(read(arguments.results, "accuracy")),
         "real_prediction_structures": fig_structures(read(arguments.results, "structures")),
     }
-    for name, figure in drawn.items():
-        print(*save(figure, arguments.folder, name, arguments.formats), sep="\n")
+    save_all(drawn.items(), arguments)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except (OSError, ValueError) as error:
-        sys.exit(f"real_prediction.py: error: {error}")
+    run_script(main, Arguments, __doc__)

@@ -7,7 +7,6 @@ each setting, recovery_two_to_infinity, and, where other hierarchies than the tr
 """
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,8 @@ from curves import (
     settings,
     shared_legend,
 )
-from hcl_jax.experiments import FITTED, OutputError, read_results
-from style import LIMIT, METRICS, PRINT, log_errors, method_style, ordered, panels, save
+from hcl_jax.experiments import FITTED, read_results
+from style import LIMIT, METRICS, PRINT, Destination, log_errors, method_style, ordered, panels, run_script, save_all
 
 VARIANTS = {
     "true": "true",
@@ -214,17 +213,13 @@ def figures(table: pl.DataFrame, metrics: tuple[str, ...]) -> Iterator[tuple[str
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Destination):
     """Draw the figures of a recovery study."""
 
     output: Annotated[Path, tyro.conf.Positional]
     """Folder that the study has written."""
     metrics: tuple[str, ...] = ("gram_frobenius", "procrustes_frobenius")
     """Global errors to draw, a row of panels each."""
-    folder: Path = Path(__file__).parent / "out"
-    """Where the figures go."""
-    formats: tuple[str, ...] = ("pdf", "png")
-    """File formats."""
 
 
 def check_metrics(table: pl.DataFrame, metrics: tuple[str, ...]) -> None:
@@ -238,14 +233,8 @@ def check_metrics(table: pl.DataFrame, metrics: tuple[str, ...]) -> None:
 def main(arguments: Arguments) -> None:
     table = read_results(arguments.output)
     check_metrics(table, arguments.metrics)
-    mpl.use("agg")
-    for name, figure in figures(table, arguments.metrics):
-        for path in save(figure, arguments.folder, name, arguments.formats):
-            print(path)
+    save_all(figures(table, arguments.metrics), arguments)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except (ValueError, OSError, OutputError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Arguments, __doc__)

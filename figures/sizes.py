@@ -5,7 +5,6 @@
 draws figures/out/benchmarks_sizes.{pdf,png} from the tables of benchmarks/estimators.py and benchmarks/replicates.py.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from style import PRINT, log_errors, method_style, ordered, panels, save, short_count
+from style import PRINT, Destination, log_errors, method_style, ordered, panels, run_script, save_all, short_count
 
 SWEEPS = {
     "n": "rows n",
@@ -53,15 +52,11 @@ def fig_sizes(table: pl.DataFrame) -> Figure:
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Destination):
     """Draw the figure of the benchmarks."""
 
     results: Annotated[Path, tyro.conf.Positional]
     """Folder with the tables of benchmarks/estimators.py and, if it was run, benchmarks/replicates.py."""
-    folder: Path = Path(__file__).parent / "out"
-    """Where the figure goes."""
-    formats: tuple[str, ...] = ("pdf", "png")
-    """File formats."""
 
 
 def read_tables(folder: Path) -> pl.DataFrame:
@@ -74,13 +69,8 @@ def read_tables(folder: Path) -> pl.DataFrame:
 
 def main(arguments: Arguments) -> None:
     table = read_tables(arguments.results)
-    mpl.use("agg")
-    for path in save(fig_sizes(table), arguments.folder, "benchmarks_sizes", arguments.formats):
-        print(path)
+    save_all([("benchmarks_sizes", fig_sizes(table))], arguments)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Arguments, __doc__)

@@ -1,16 +1,20 @@
 """One colour, marker and label per method in all figures, and what makes a figure legible in print."""
 
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from hcl_jax.experiments import OutputError
 
 LIMIT = "cramer-rao"
 
@@ -209,6 +213,31 @@ def readable_sizes(sizes: list[int]) -> list[int]:
     steps = (1, 2, 5) if high / low < 200 else (1,)
     exponents = range(int(math.log10(low)), int(math.log10(high)) + 1)
     return [n for exponent in exponents for step in steps if low <= (n := step * 10**exponent) <= high]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """The options that all scripts of figures share."""
+
+    folder: Path = Path(__file__).parent / "out"
+    """Where the figures go."""
+    formats: tuple[str, ...] = ("pdf", "png")
+    """File formats."""
+
+
+def save_all(figures: Iterable[tuple[str, Figure]], to: Destination) -> None:
+    """Save figures under their names, and print the paths."""
+    mpl.use("agg")
+    for name, figure in figures:
+        print(*save(figure, to.folder, name, to.formats), sep="\n")
+
+
+def run_script(main: Callable[[Any], None], arguments: type, description: str | None) -> None:
+    """The command line of a script: one line and a non-zero exit code where tables cannot be read or figures written."""
+    try:
+        main(tyro.cli(arguments, description=description))
+    except (ValueError, OSError, OutputError) as error:
+        sys.exit(f"error: {error}")
 
 
 @mpl.rc_context(PRINT)
