@@ -81,7 +81,7 @@ def test_many_rows_at_a_small_size(tmp_path):
 @pytest.mark.long
 def test_large_problems_at_a_small_size():
     done = run(
-        "--features", "600", "1200", "--samples", "50", "--modality-dim", "20", "--rounds", "1", script="large_problems.py"
+        "--features", "600", "1200", "--samples", "50", "--modality-dim", "40", "--rounds", "1", script="large_problems.py"
     )
     assert done.returncode == 0, done.stderr
     fits = [line.split() for line in done.stdout.splitlines() if "hcl-" in line]
