@@ -25,7 +25,7 @@ from simulations.downstream import PRESETS, main
 
 TINY = ["--dims", "7", "6", "5", "--rank", "1", "--no-progress"]
 GRID = ["--n-grid", "60", "90", "--m-grid", "40", "80", "--replicates", "3", "--support", "123", "12"]
-METHODS = ["--methods", "hcl-ml+posterior", "hcl-ml+debiased-group", "ajive+least-squares", "raw+ridge", "bayes"]
+METHODS = ["--methods", "hcl-svd+posterior", "hcl-svd+debiased-group", "ajive+least-squares", "raw+ridge", "bayes"]
 CELL = DownstreamCell(Hierarchy.full((7, 6, 5), 1), 60, 40, 0.1)
 
 
@@ -50,13 +50,13 @@ def test_the_table_is_tidy_and_no_method_beats_the_limit(results):
     paired = rmse.join(rmse.filter(pl.col("method") == "bayes").select(*keys, pl.col("value").alias("limit")), on=keys)
     assert (paired["value"] >= paired["limit"] - 1e-9).all()
     assert (table.filter(pl.col("metric") == "bayes_excess")["value"] >= 0).all()
-    selected = table.filter((pl.col("metric") == "selected") & (pl.col("method") == "hcl-ml+debiased-group"))
+    selected = table.filter((pl.col("metric") == "selected") & (pl.col("method") == "hcl-svd+debiased-group"))
     assert set(selected["structure"]) == {"123", "12", "13", "23", "1", "2", "3"}
 
 
 def test_an_added_method_is_paired_with_what_is_there_and_changes_nothing(results, tmp_path):
     arguments = [*TINY, "--n-grid", "60", "--m-grid", "40", "--replicates", "3", "--support", "123", "12"]
-    assert main([*arguments, "--methods", "hcl-ml+debiased-group", "--output", str(tmp_path)]) == 0
+    assert main([*arguments, "--methods", "hcl-svd+debiased-group", "--output", str(tmp_path)]) == 0
     key = ["cell", "method", "metric", "structure", "replicate"]
     alone = read_results(tmp_path).sort(key)
     among = read_results(results).filter(pl.col("cell").is_in(alone["cell"]) & pl.col("method").is_in(alone["method"])).sort(key)
@@ -144,7 +144,7 @@ def test_real_data_are_split_fitted_and_reported(two_classes, tmp_path, capsys):
     np.testing.assert_allclose(shares.group_by("method", "split").agg(pl.col("share").sum())["share"], 1)
     strongest = shares.filter(pl.col("method") == "hcl-ml+group").sort("share")["structure"][-1]
     assert strongest == "12"
-    real_drawing.main(real_drawing.Arguments(tmp_path, tmp_path, ("png",)))
+    real_drawing.main(real_drawing.Arguments(results=tmp_path, folder=tmp_path, formats=("png",)))
     assert (tmp_path / "real_prediction_accuracy.png").exists()
     assert "accuracy" in capsys.readouterr().out
 

@@ -339,6 +339,23 @@ def _halves(order: Int[Array, " n"]) -> tuple[Int[Array, "2 h"], Bool[Array, "2 
     return padded.reshape(2, half), (jnp.arange(2 * half) < order.size).reshape(2, half)
 
 
+def _held_out_error(
+    basis: Float[Array, "q w"],
+    fitted: Float[Array, "q p"],
+    target: Float[Array, "q h"],
+    known: Float[Array, "r p"],
+    unknown: Float[Array, "r h"],
+    level: Float[Array, "1 _d"] | None,
+) -> Float[Array, ""]:
+    """Of one view: ‖X_jk − X_j¬k M̂⁺ X_¬jk‖², M̂ = P Pᵀ X_¬j¬k, by the pseudoinverse of Pᵀ X_¬j¬k; `level` is the row of the
+    means of both parts, where the data keep them."""
+    small, right = basis.T @ fitted, basis.T @ target
+    if level is not None:
+        split = fitted.shape[1]
+        small, right = jnp.concatenate([level[:, :split], small]), jnp.concatenate([level[:, split:], right])
+    return jnp.sum((unknown - known @ (least_squares_map(small.T) @ right)) ** 2)
+
+
 def bi_cross_validate(
     X: Float[Array, "n d"],
     dims: Sequence[int],
@@ -400,14 +417,6 @@ def bi_cross_validate(
         sizes = jnp.stack([jnp.sum(part**2) for part in _split(own, widths)])
         sizes = jnp.where(sizes > 0, sizes, 1)
 
-        def error(basis, fitted, target, level, known, unknown):
-            """Of one view: ‖X_jk − X_j¬k M̂⁺ X_¬jk‖², M̂ = P Pᵀ X_¬j¬k, by the pseudoinverse of Pᵀ X_¬j¬k."""
-            small, right = basis.T @ fitted, basis.T @ target
-            if not centred:
-                split = fitted.shape[1]
-                small, right = jnp.concatenate([level[:, :split], small]), jnp.concatenate([level[:, split:], right])
-            return jnp.sum((unknown - known @ (least_squares_map(small.T) @ right)) ** 2)
-
         def point(carry, level_penalties):
             duals, last = carry
             penalties = _by_structure(level_penalties, weights)
@@ -421,7 +430,7 @@ def bi_cross_validate(
                 for a, b in zip(_split(level[:, :total], widths), _split(level[:, total:], widths), strict=True)
             ]
             inputs = zip(bases, *parts, levels_by_view, strict=True)
-            errors = [error(P, f, t, lv, kn, un) for P, f, t, kn, un, lv in inputs]
+            errors = [_held_out_error(P, f, t, kn, un, None if centred else lv) for P, f, t, kn, un, lv in inputs]
             return (found.duals, penalties), (jnp.stack(errors) / sizes, rank.astype(X.dtype))
 
         zeros = tuple(jnp.zeros((Z.shape[0], sum(narrow[m - 1] for m in s)), X.dtype) for s in full_lattice(n_modalities))
@@ -430,6 +439,23 @@ def bi_cross_validate(
 
     errors, ranks = lax.map(block, jnp.arange(4))
     return BiCrossValidation(levels, jnp.swapaxes(errors, 0, 1), jnp.mean(ranks, axis=0))
+
+
+def _choose_levels(
+    X: Float[Array, "n d"],
+    dims: Sequence[int],
+    config: HnnConfig,
+    weights: Float[Array, " S"],
+    largest: Float[Array, " M"],
+    key: Key[Array, ""],
+) -> Float[Array, " M"]:
+    """The penalties by size of structure that bi-cross-validation prefers, among fractions of the largest ones."""
+    grid = jnp.asarray(penalty_grid(config.fractions, len(dims)), X.dtype) * largest[None, :]
+    row_key, *column_keys = jr.split(key, 1 + len(dims))
+    orders = [jr.permutation(k, dim) for k, dim in zip(column_keys, dims, strict=True)]
+    rows, tolerance, max_steps = jr.permutation(row_key, X.shape[0]), config.path_tolerance, config.path_max_steps
+    held_out = bi_cross_validate(X, dims, grid, weights, rows, orders, tolerance=tolerance, max_steps=max_steps)
+    return grid[held_out.choose(config.rule)]
 
 
 def structure_scores(
@@ -519,20 +545,7 @@ def fit(
 
     if config.penalties is None:
         assert key is not None
-        grid = jnp.asarray(penalty_grid(config.fractions, n_modalities), X.dtype) * largest[None, :]
-        row_key, *column_keys = jr.split(key, 1 + n_modalities)
-        orders = [jr.permutation(k, dim) for k, dim in zip(column_keys, hierarchy.dims, strict=True)]
-        held_out = bi_cross_validate(
-            X,
-            hierarchy.dims,
-            grid,
-            weights,
-            jr.permutation(row_key, n),
-            orders,
-            tolerance=config.path_tolerance,
-            max_steps=config.path_max_steps,
-        )
-        levels = grid[held_out.choose(config.rule)]
+        levels = _choose_levels(X, hierarchy.dims, config, weights, largest, key)
     else:
         levels = jnp.asarray(config.penalties, X.dtype)
 
