@@ -1,6 +1,6 @@
 """The sample covariance as an operator, its noise variance, and what is left when the noise is taken away (theory: Section 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from hcl_jax import blocks
 from hcl_jax.linalg import top_eigenpairs_of
+from hcl_jax.structure import Hierarchy
 
 Rows = slice | np.ndarray
 """Some of the features: a slice, or their numbers."""
+
+MaskedProduct = Callable[..., Float[Array, "d K"]]
+"""Masked loadings ↦ their product with a covariance."""
 
 
 class SampleCovariance(eqx.Module):
@@ -110,6 +115,22 @@ class SampleCovariance(eqx.Module):
             return self.matrix[:, rows] @ vectors
         return self._rows.T @ (self._rows[:, rows] @ vectors) / self.nu
 
+    def masked_product(self, hierarchy: Hierarchy) -> MaskedProduct:
+        """(F, modalities) ↦ S[:, rows] F[rows] with the rows of some modalities, all by default, for loadings that are zero where
+        the hierarchy says so: none of these zeros is multiplied.
+
+        To be asked for before a loop: it holds the columns of S (or the rows' columns) by modality, a copy.
+        """
+        held = self._rows if self.matrix is None else self.matrix
+        columns = {m: held[:, hierarchy.rows(m)] for m in hierarchy.modalities}
+
+        def product(loadings: Float[Array, "d K"], modalities: Iterable[int] = hierarchy.modalities) -> Float[Array, "d K"]:
+            parts = [(m, columns[m] @ blocks.block(loadings, hierarchy, m)) for m in modalities]
+            image = blocks.added(blocks.all_columns(part, hierarchy, m) for m, part in parts)
+            return image if self.matrix is not None else held.T @ image / self.nu
+
+        return product
+
     def block(self, rows: Rows, columns: Rows) -> Float[Array, "rows columns"]:
         """The block S[rows, columns] as a matrix."""
         if self.matrix is not None:
@@ -167,6 +188,11 @@ class DenoisedCovariance(eqx.Module):
         """S̃ V."""
         return self.covariance.product(vectors) - self.noise_variance * vectors
 
+    def masked_product(self, hierarchy: Hierarchy) -> MaskedProduct:
+        """F ↦ S̃ F, as `SampleCovariance.masked_product`."""
+        product = self.covariance.masked_product(hierarchy)
+        return lambda loadings: product(loadings) - self.noise_variance * loadings
+
     def squared_norm(self) -> Float[Array, ""]:
         """‖S̃‖_F²."""
         S, noise = self.covariance, self.noise_variance
@@ -181,6 +207,10 @@ class LowRankCovariance(eqx.Module):
     def product(self, vectors: Float[Array, "d k"]) -> Float[Array, "d k"]:
         """L Lᵀ V."""
         return self.factor @ (self.factor.T @ vectors)
+
+    def masked_product(self, hierarchy: Hierarchy) -> MaskedProduct:
+        """F ↦ L Lᵀ F, as `SampleCovariance.masked_product`."""
+        return lambda loadings: self.factor @ blocks.inner(loadings, self.factor, hierarchy).T
 
     def squared_norm(self) -> Float[Array, ""]:
         """‖L Lᵀ‖_F²."""

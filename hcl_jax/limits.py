@@ -18,7 +18,7 @@ def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int =
     """
     groups = noise_groups(truth.hierarchy, per_modality=False)
     operator = FisherOperator(truth.loadings, truth.noise_variance[None], truth.hierarchy, groups)
-    right = operator.minus_half_gradient(covariance.product(operator.image), covariance)
+    right = operator.minus_half_gradient(covariance.product(operator.image()), covariance.variances())
     tolerance = 1e-9 if truth.loadings.dtype == jnp.float64 else 1e-4
     solution = operator.solve(right, tolerance, max_steps)
     residual = [a - b for a, b in zip(operator.product(solution), right, strict=True)]

@@ -142,6 +142,11 @@ class Hierarchy:
         """Indices of the factors that a modality sees."""
         return np.flatnonzero(self.modality_mask[modality - 1])
 
+    def active_runs(self, modality: int) -> tuple[slice, ...]:
+        """The same as runs of neighbouring factors."""
+        edges = np.flatnonzero(np.diff(self.modality_mask[modality - 1], prepend=False, append=False))
+        return tuple(slice(int(start), int(stop)) for start, stop in edges.reshape(-1, 2))
+
     @cached_property
     def modality_mask(self) -> np.ndarray:
         """M × K booleans: which factors each modality sees."""

@@ -80,7 +80,7 @@ def whole(environment, tmp_path_factory) -> pl.DataFrame:
     return sorted_results(output)
 
 
-def test_a_sweep_killed_three_times_ends_with_the_same_table(tmp_path, whole, environment):
+def test_a_sweep_killed_three_times_and_resumed_on_two_devices_ends_with_the_same_table(tmp_path, whole, environment):
     arguments = [*EIGHT_PARTS, "--output", tmp_path]
     for call, count, stored in (("fsync", 3, 1), ("replace", 4, 3), ("fsync", 2, 3)):
         # the first call is the manifest's: half of the second part, all but the name of a third more, half of the fourth
@@ -89,7 +89,7 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(tmp_path, whole, en
         assert process.returncode == -signal.SIGKILL, said
         assert parts(tmp_path) == stored
         assert list(tmp_path.rglob(".*.tmp"))
-    assert "computed 5 parts" in complete(environment, STUDY, *arguments)
+    assert "computed 5 parts" in complete(environment, STUDY, *arguments, "--devices", "2")
     assert not list(tmp_path.rglob(".*.tmp"))
     assert_same_bits(sorted_results(tmp_path), whole)
 
@@ -108,7 +108,7 @@ def test_processes_share_a_folder(tmp_path, whole, environment):
 def test_a_second_signal_stops_at_once(tmp_path, environment):
     slow = ["--dims", "300", "300", "--methods", "hcl-gd", "--no-progress"]
     process = launch(environment, STUDY, *slow, "--output", tmp_path)
-    wait_until(lambda: (tmp_path / "manifest.json").exists(), process)
+    wait_until(lambda: any(path.stem != "manifest" for path in tmp_path.glob("locks/**/*.lock")), process)  # a part is in hand
     process.terminate()
     time.sleep(0.5)
     process.terminate()
@@ -134,10 +134,11 @@ def test_the_bits_do_not_depend_on_devices_chunks_or_executor(tmp_path, environm
         "cluster": ["--local-cluster", "2"],
     }
     for way, options in ways.items():
-        complete(environment, STUDY, *ITERATIVE, *options, "--output", tmp_path / way)
+        complete(environment, STUDY, *ITERATIVE, "hcl-gd", "hcl-vb", *options, "--output", tmp_path / way)
         assert_same_bits(sorted_results(tmp_path / way), sorted_results(tmp_path / "one"))
     complete(environment, STUDY, *ITERATIVE, "--batched", "--output", tmp_path / "batched")
-    one, batched = sorted_results(tmp_path / "one"), sorted_results(tmp_path / "batched")
+    batched = sorted_results(tmp_path / "batched")
+    one = sorted_results(tmp_path / "one").filter(pl.col("method").is_in(batched["method"].unique().implode()))
     # both stop at a relative gradient of 1e-6 or less: errors differ by as much
     assert (one["value"] - batched["value"]).abs().max() < 1e-5 * one["value"].abs().max()
 

@@ -150,7 +150,7 @@ def test_the_loss_is_a_known_quartic_along_a_line(hierarchy, seed, t):
     S = np.cov(rng.standard_normal((hierarchy.n_features, 30)))
     gradient = half_gradient(jnp.asarray(F), jnp.asarray(S @ F), hierarchy)
     assert_at_most(relative(gradient, np.where(hierarchy.mask, F @ F.T @ F - S @ F, 0)), 1e-13, "∇f/2")
-    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ F, S @ V)), gradient))
+    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ V)), gradient, hierarchy))
 
     def f(A):
         return np.linalg.norm(A @ A.T - S) ** 2 / 2
@@ -175,7 +175,7 @@ def test_the_line_minimum_is_that_of_numpys_roots(seed):
     F = L + 0.5 * masked_normal(rng, TWO)
     S = L @ L.T
     V = -np.where(TWO.mask, F @ F.T @ F - S @ F, 0)
-    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ F, S @ V, -V))))
+    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ V, -V)), TWO))
     t = float(minimum(jnp.asarray(c)))
     assert t > 0
     best = global_minimum(c)

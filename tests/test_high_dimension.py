@@ -95,6 +95,7 @@ def test_the_check_sees_a_square_matrix():
     assert size == 2500
 
 
+@pytest.mark.slow
 def test_signals_that_dwarf_the_noise_converge_in_single_precision():
     """Strong factors of many features: a gradient in single precision then holds rounding errors above its relative tolerance."""
     hierarchy = Hierarchy.full((300, 300, 300), 1)

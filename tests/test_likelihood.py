@@ -49,12 +49,10 @@ def dense_covariance(F, noise, groups):
 @given(case=CASES, seed=SEEDS)
 @PROPERTY
 def test_precision_is_the_dense_inverse(case, seed):
-    rng, F, noise, groups, _ = point(*case, seed)
+    _, F, noise, groups, _ = point(*case, seed)
     inverse = np.linalg.inv(dense_covariance(F, noise, groups))
     fisher = FisherOperator(F, noise, case[0], groups)
-    V = jnp.asarray(rng.standard_normal((F.shape[0], 3)))
-    assert_at_most(relative(fisher.precision.apply(V), inverse @ V), 1e-12, "Σ⁻¹V")
-    assert_at_most(relative(fisher.image, inverse @ F), 1e-12, "Σ⁻¹F")
+    assert_at_most(relative(fisher.image(), inverse @ F), 1e-12, "Σ⁻¹F")
     assert_at_most(relative(fisher.core, F.T @ inverse @ F), 1e-12, "FᵀΣ⁻¹F")
 
 
@@ -125,7 +123,7 @@ def test_gradients_are_those_of_the_dense_deviance(case, seed):
     hierarchy, _ = case
     _, F, noise, groups, S = point(*case, seed)
     fisher = FisherOperator(F, noise, hierarchy, groups)
-    gradient = fisher.minus_half_gradient(S.product(fisher.image), S)
+    gradient = fisher.minus_half_gradient(S.product(fisher.image()), S.variances())
     along, by_noise = _dense_gradients(F, noise, hierarchy, groups, S.matrix)
     assert_at_most(relative(-2 * gradient[0], along), 1e-11, "∇ along loadings")
     assert_at_most(relative(-2 * gradient[1], by_noise), 1e-11, "∇ along noise")
@@ -140,7 +138,7 @@ def _dense_gradients(F, noise, hierarchy, groups, S):
 def test_the_gradient_matches_finite_differences():
     rng, F, noise, groups, S = point(TWO, True, 3)
     fisher = FisherOperator(F, noise, TWO, groups)
-    gradient = -2 * np.asarray(fisher.minus_half_gradient(S.product(fisher.image), S)[0])
+    gradient = -2 * np.asarray(fisher.minus_half_gradient(S.product(fisher.image()), S.variances())[0])
     V, h = masked_normal(rng, TWO), 1e-5
     psi = by_feature(noise, groups)[:, 0]
     ahead, behind = (float(dense_deviance(F + sign * h * V, psi, S.matrix)) for sign in (1, -1))

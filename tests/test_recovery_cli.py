@@ -1,16 +1,13 @@
-"""The recovery study's command line: what it computes, what it refuses, and that its numbers do not depend on how it is run."""
+"""The recovery study's command line: what it computes, and what it refuses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from helpers import assert_refused, assert_same_bits, sorted_results
+from helpers import assert_refused
 from scipy.stats import multivariate_normal
 
 from hcl_jax import Hierarchy
@@ -26,11 +23,6 @@ METHODS = ["--methods", "hcl-svd", "cramer-rao"]
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch):
     monkeypatch.setenv("HCL_COMPILATION_CACHE", "0")
-
-
-def in_a_process(*arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "simulations/recovery.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ, JAX_PLATFORMS="cpu")).stdout
 
 
 def test_a_study_runs_resumes_and_describes_itself(tmp_path, capsys):
@@ -51,23 +43,6 @@ def test_a_study_runs_resumes_and_describes_itself(tmp_path, capsys):
     assert {"versions", "device"} <= set(run)
     assert main(arguments) == 0
     assert "computed 0 parts in 0.0 s, 0 programs compiled" in capsys.readouterr().out
-
-
-def test_results_are_the_same_bits_on_two_devices_and_in_two_runs(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    in_a_process(*TINY, "--methods", "hcl-svd", "--devices", "1", "--output", str(whole))
-    for replicates in ("2", "3"):
-        in_a_process(*TINY, "--replicates", replicates, "--methods", "hcl-svd", "--devices", "2", "--output", str(parts))
-    assert_same_bits(sorted_results(whole), sorted_results(parts))
-
-
-@pytest.mark.slow
-def test_iterative_methods_give_the_same_bits_on_any_number_of_devices(tmp_path):
-    iterative = ["--methods", "hcl-gd", "hcl-gn", "hcl-ml", "hcl-vb", "cramer-rao", "--replicates", "5"]
-    for devices in ("1", "2", "4"):
-        in_a_process(*TINY, "--dims", "40", "30", "30", *iterative, "--devices", devices, "--output", str(tmp_path / devices))
-    for devices in ("2", "4"):
-        assert_same_bits(sorted_results(tmp_path / "1"), sorted_results(tmp_path / devices))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +123,7 @@ def real_file(folder: Path, n: int = 400) -> Path:
 def test_a_fit_to_real_data_is_the_truth_of_every_replicate(tmp_path, capsys):
     file = str(real_file(tmp_path))
     output = tmp_path / "out"
-    arguments = ["--loadings-from", file, "--views", "a", "b", "--replicates", "2", "--methods", "hcl-svd", "cramer-rao"]
+    arguments = ["--loadings-from", file, "--views", "a", "b", "--replicates", "2", "--methods", "hcl-svd"]
     assert main([*arguments, "--output", str(output), "--no-progress"]) == 0
     said = capsys.readouterr().out
     assert "held-out log-likelihood" in said

@@ -31,11 +31,15 @@ TOLERANCE = (
 SINGLE = dict.fromkeys(ESTIMATORS, 5e-3) | dict.fromkeys(DIRECT, 1e-3) | {"hcl-vb": 2e-2}
 
 
+def marked_slow(names, *slow):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 def draws(name):
     return [problem(hierarchy_for(name), seed, noise=0.5, n=1000) for seed in range(3)]
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-gd-published"))  # every operation compiled by itself
 def test_plain_and_compiled_agree(name):
     hierarchy, (_, S) = hierarchy_for(name), draws(name)[0]
     plain, compiled = ESTIMATORS[name](S, hierarchy), fitted_by(name)(S, hierarchy)
@@ -79,7 +83,7 @@ def test_float32_is_near_float64(name):
     assert int(half.status) == 0
 
 
-@pytest.mark.parametrize("name", RECOVERY_LIMITS)
+@pytest.mark.parametrize("name", marked_slow(RECOVERY_LIMITS, "cramer-rao"))
 def test_limits_plain_compiled_and_batched_agree(name):
     pairs = draws("hcl-ml")
     batch = jax.jit(jax.vmap(LIMITS[name]))(*stacked(pairs))

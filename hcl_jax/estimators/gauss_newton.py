@@ -2,11 +2,12 @@
 
 from jaxtyping import Array, Float
 
+from hcl_jax import blocks
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor, shrunk_factor
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, scale_equivariant, squared_scale
 from hcl_jax.estimators.gradient import Preconditioner, minimise_masked
 from hcl_jax.estimators.spectral import structured_loadings
-from hcl_jax.fisher import apply_by_modality, modality_inverses
+from hcl_jax.fisher import modality_inverses
 from hcl_jax.structure import Hierarchy
 
 DAMPING = 0.1  # of the mean signal eigenvalue: keeps weak columns from taking wild steps
@@ -21,7 +22,7 @@ def gauss_newton_blocks(hierarchy: Hierarchy) -> Preconditioner:
     """
 
     def direction(F: Float[Array, "d K"], gradient: Float[Array, "d K"]) -> Float[Array, "d K"]:
-        return apply_by_modality(gradient, modality_inverses(F.T @ F, hierarchy, DAMPING), hierarchy)
+        return blocks.masked_mixed(gradient, modality_inverses(blocks.gram(F, F, hierarchy), hierarchy, DAMPING), hierarchy)
 
     return direction
 

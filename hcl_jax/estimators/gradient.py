@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hcl_jax import blocks
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished, scale_equivariant, squared_scale
 from hcl_jax.estimators.spectral import least_squares_objective, structured_loadings
@@ -18,12 +19,13 @@ Preconditioner = Callable[[Float[Array, "d K"], Float[Array, "d K"]], Float[Arra
 
 def half_gradient(loadings: Float[Array, "d K"], image: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
     """∇f/2 = [F(FᵀF) − S̃F]∘mask, from the image S̃F: FFᵀ is never formed."""
-    return jnp.where(hierarchy.mask, loadings @ (loadings.T @ loadings) - image, 0)
+    fitted = blocks.masked_mixed(loadings, blocks.cores(blocks.gram(loadings, loadings, hierarchy), hierarchy), hierarchy)
+    return fitted - jnp.where(hierarchy.mask, image, 0)
 
 
-def line_coefficients(F: Array, V: Array, image: Array, V_image: Array, half_grad: Array) -> Float[Array, "4"]:
+def line_coefficients(F: Array, V: Array, V_image: Array, half_grad: Array, hierarchy: Hierarchy) -> Float[Array, "4"]:
     """c with f(F + tV) − f(F) = c₁t + c₂t² + c₃t³ + c₄t⁴, exactly: f is a quartic along a line."""
-    FF, VV, cross = F.T @ F, V.T @ V, F.T @ V
+    FF, VV, cross = blocks.gram(F, F, hierarchy), blocks.gram(V, V, hierarchy), blocks.gram(F, V, hierarchy)
     cross = cross + cross.T
     c2 = jnp.sum(cross**2) / 2 + jnp.sum(FF * VV) - jnp.sum(V * V_image)
     return jnp.stack([2 * jnp.sum(half_grad * V), c2, jnp.sum(cross * VV), jnp.sum(VV**2) / 2])
@@ -67,6 +69,7 @@ def minimise_masked(
     not descend. Stops when ‖∇f/2‖_F ≤ tolerance · ‖S̃F∘mask‖_F (1e-8 in float64, 1e-4 in float32), or when f goes down no more.
     """
     tolerance = default_tolerance(start.dtype) if tolerance is None else tolerance
+    product = target.masked_product(hierarchy)
 
     def measure(F, image):
         gradient = half_gradient(F, image, hierarchy)
@@ -78,8 +81,8 @@ def minimise_masked(
         steepest = precondition(F, gradient)
         new_alignment = jnp.sum(gradient * steepest)
         direction = conjugate(gradient, steepest, new_alignment, direction, alignment)
-        V_image = target.product(direction)
-        t = minimise_quartic(line_coefficients(F, direction, image, V_image, gradient))
+        V_image = product(direction)
+        t = minimise_quartic(line_coefficients(F, direction, V_image, gradient, hierarchy))
         F, image = F + t * direction, image + t * V_image
         new_gradient, converged = measure(F, image)
         momentum = (direction, gradient)
@@ -91,7 +94,7 @@ def minimise_masked(
         direction = beta * previous - steepest
         return jnp.where(jnp.sum(direction * gradient) < 0, direction, -steepest)
 
-    image = target.product(start)
+    image = product(start)
     gradient, converged = measure(start, image)
     zero = jnp.zeros_like(start)
     state = (start, image, gradient, (zero, zero), jnp.zeros((), start.dtype), converged, jnp.array(True), 0)

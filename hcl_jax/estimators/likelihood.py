@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from hcl_jax import blocks
 from hcl_jax.covariance import SampleCovariance, denoised_factor
 from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished, log_scale, scale_equivariant
 from hcl_jax.estimators.spectral import structured_loadings
-from hcl_jax.fisher import FisherOperator, Parameters, by_group, group_grams, noise_groups
+from hcl_jax.fisher import FisherOperator, Parameters, by_group, group_grams, group_sums, noise_groups
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
@@ -57,9 +58,11 @@ class _Point(NamedTuple):
     loadings: Float[Array, "d K"]
     images: Float[Array, "g d K"]  # S[:, p] F_p for every group p of features
     noise: Float[Array, " g"]
+    grams: Float[Array, "g K K"]  # F_pᵀF_p
+    quadratic: Float[Array, "g g K K"]  # F_pᵀ S_pq F_q
+    value: Float[Array, ""]  # log det Σ + tr(Σ⁻¹S)
     gradient: Parameters  # −½ of it
     scored: Parameters  # the same, preconditioned by the Fisher information
-    grams: Float[Array, "g K K"]  # F_pᵀF_p
     relative: Float[Array, ""]  # size of the gradient
 
 
@@ -74,45 +77,65 @@ class _Search(NamedTuple):
     step: Int[Array, ""]
 
 
-class _Problem(NamedTuple):
-    covariance: SampleCovariance
-    hierarchy: Hierarchy
-    groups: tuple[slice, ...]
-    tolerance: float
+class _Problem:
+    """What does not change during a fit."""
+
+    def __init__(self, covariance: SampleCovariance, hierarchy: Hierarchy, groups: tuple[slice, ...], tolerance: float):
+        self.hierarchy, self.groups, self.tolerance = hierarchy, groups, tolerance
+        self.product = covariance.masked_product(hierarchy)
+        self.variances, self.smallest_noise = covariance.variances(), smallest_noise(covariance)
+        self.sizes = jnp.array([g.stop - g.start for g in groups], covariance.dtype)
 
     def images(self, F: Float[Array, "d K"]) -> Float[Array, "g d K"]:
         """S[:, p] F_p for every group p of features."""
-        return jnp.stack([self.covariance.product(F[g], g) for g in self.groups])
+        modalities = self.hierarchy.modalities
+        return jnp.stack([self.product(F, own) for own in ([modalities] if len(self.groups) == 1 else zip(modalities))])
+
+    def pairs(self, A: Float[Array, "d K"], images: Float[Array, "g d K"]) -> Float[Array, "g g K K"]:
+        """A_pᵀ S_pq B_q for all pairs of groups, from the images of B."""
+        modalities, n_groups = self.hierarchy.modalities, len(self.groups)
+        products = [[blocks.modality_inner(A, image, self.hierarchy, m) for m in modalities] for image in images]
+        return jnp.stack([group_sums(parts, n_groups) for parts in products], axis=1)
 
     def line(self, at: _Point, V: Float[Array, "d K"], V_images: Float[Array, "g d K"], change: Float[Array, " g"]) -> _Line:
         """The likelihood along (V, change), from products that are at hand."""
-        groups, F = self.groups, at.loadings
-        FV = jnp.stack([F[g].T @ V[g] for g in groups])
-
-        def pairs(A, B_images):
-            return jnp.stack([jnp.stack([A[p].T @ image[p] for image in B_images]) for p in groups])
-
-        FSF, FSV, VSV = pairs(F, at.images), pairs(F, V_images), pairs(V, V_images)
-        cross = FSV + jnp.transpose(FSV, (1, 0, 3, 2))
+        n_groups, F = len(self.groups), at.loadings
+        FV, VV = (group_grams(A, V, self.hierarchy, n_groups) for A in (F, V))
+        FSV = self.pairs(F, V_images)
         return _Line(
-            jnp.stack([at.grams, FV + jnp.swapaxes(FV, 1, 2), group_grams(V, groups)]),
-            jnp.stack([FSF, cross, VSV]),
+            jnp.stack([at.grams, FV + jnp.swapaxes(FV, 1, 2), VV]),
+            jnp.stack([at.quadratic, FSV + jnp.transpose(FSV, (1, 0, 3, 2)), self.pairs(V, V_images)]),
             jnp.stack([at.noise, change]),
-            jnp.array([g.stop - g.start for g in groups], F.dtype),
-            by_group(self.covariance.variances(), groups),
-            smallest_noise(self.covariance),
+            self.sizes,
+            by_group(self.variances, self.groups),
+            self.smallest_noise,
         )
 
-    def at(self, F: Float[Array, "d K"], images: Float[Array, "g d K"], noise: Float[Array, " g"]) -> _Point:
-        """The point of these loadings and noise variances, from the images of the loadings."""
-        fisher = FisherOperator(F, noise, self.hierarchy, self.groups)
-        covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ fisher.precision.inverse
-        gradient = fisher.minus_half_gradient(covariance_image, self.covariance)
+    def start(self, F: Float[Array, "d K"], noise: Float[Array, " g"]) -> _Point:
+        """The point of these loadings and noise variances."""
+        images = self.images(F)
+        at = self.at(F, images, noise, self.pairs(F, images), jnp.zeros((), F.dtype))
+        here = self.line(at, jnp.zeros_like(F), jnp.zeros_like(images), jnp.zeros_like(noise))
+        return at._replace(value=here.value_and_slope(jnp.zeros((), F.dtype))[0])
+
+    def at(
+        self,
+        F: Float[Array, "d K"],
+        images: Float[Array, "g d K"],
+        noise: Float[Array, " g"],
+        quadratic: Float[Array, "g g K K"],
+        value: Float[Array, ""],
+    ) -> _Point:
+        """The point of these loadings and noise variances, from all that is linear or quadratic in the loadings."""
+        hierarchy = self.hierarchy
+        fisher = FisherOperator(F, noise, hierarchy, self.groups)
+        covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ fisher.inverse
+        gradient = fisher.minus_half_gradient(covariance_image, self.variances)
         rounding = GRADIENT_ROUNDING * jnp.finfo(F.dtype).eps * jnp.linalg.norm(F) / jnp.min(noise)
-        scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image, 0)), rounding / self.tolerance)
-        sizes = jnp.array([g.stop - g.start for g in self.groups], F.dtype)
-        relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / sizes))
-        return _Point(F, images, noise, gradient, fisher.precondition(gradient), fisher.grams, relative)
+        image = blocks.masked_mixed(F, blocks.cores(fisher.inverse, hierarchy), hierarchy) / fisher.psi  # Σ⁻¹F∘mask
+        scale = jnp.maximum(jnp.linalg.norm(image), rounding / self.tolerance)
+        relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / self.sizes))
+        return _Point(F, images, noise, fisher.grams, quadratic, value, gradient, fisher.precondition(gradient), relative)
 
 
 def _dot(a, b) -> Float[Array, ""]:
@@ -123,11 +146,9 @@ def _combine(a, b, factor):
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
 
 
-def line_step(line: _Line) -> Float[Array, ""]:
-    """A step that lowers the objective: the better of t = 1 and the secant step after it, halved until it does; 0 if none
-    does."""
-    zero = jnp.zeros((), line.noise.dtype)
-    start, slope = line.value_and_slope(zero)
+def line_step(line: _Line, start: Float[Array, ""], slope: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(t, the objective there), from objective and slope at 0: the better of t = 1 and the secant step after it, halved until it
+    lowers the objective; t = 0 if none does."""
     shrinking = jnp.where(line.noise[1] < 0, -line.noise[0] / jnp.where(line.noise[1] < 0, line.noise[1], -1), jnp.inf)
     first = jnp.minimum(1, jnp.min(shrinking) / 2)
     value, first_slope = line.value_and_slope(first)
@@ -145,7 +166,8 @@ def line_step(line: _Line) -> Float[Array, ""]:
 
     state = (t, jnp.where(better, second_value, value), 0)
     t, value, _ = jax.lax.while_loop(lambda s: ~(s[1] <= start + slack) & (s[2] < 30), halve, state)
-    return jnp.where(value <= start + slack, t, 0)
+    lowered = value <= start + slack
+    return jnp.where(lowered, t, 0), jnp.where(lowered, value, start)
 
 
 def maximise_likelihood(
@@ -173,8 +195,10 @@ def maximise_likelihood(
         ascends = alignment + beta * _dot(search.direction, at.gradient) > 0
         V, change = _combine(at.scored, search.direction, jnp.where(ascends, beta, 0))
         V_images = problem.images(V)
-        t = line_step(problem.line(at, V, V_images, change))
-        reached = problem.at(at.loadings + t * V, at.images + t * V_images, at.noise + t * change)
+        line = problem.line(at, V, V_images, change)
+        t, value = line_step(line, at.value, -2 * _dot(at.gradient, (V, change)))
+        quadratic = line.quadratic[0] + t * (line.quadratic[1] + t * line.quadratic[2])
+        reached = problem.at(at.loadings + t * V, at.images + t * V_images, at.noise + t * change, quadratic, value)
         moved = (t > 0) & jnp.isfinite(reached.relative)  # not where Σ is singular to rounding
 
         def kept(new: Array, old: Array) -> Array:  # of what a fit that ends here is made of
@@ -182,20 +206,17 @@ def maximise_likelihood(
 
         reached = reached._replace(
             loadings=kept(reached.loadings, at.loadings),
-            images=kept(reached.images, at.images),
             noise=kept(reached.noise, at.noise),
-            grams=kept(reached.grams, at.grams),
+            value=kept(reached.value, at.value),
             relative=kept(reached.relative, at.relative),
         )
         return _Search(reached, (V, change), at.gradient, alignment, moved, search.step + 1)
 
     zero = (jnp.zeros_like(start), jnp.zeros_like(start_noise))
-    first = problem.at(start, problem.images(start), start_noise)
-    search = _Search(first, zero, zero, jnp.zeros((), start.dtype), jnp.array(True), jnp.array(0))
+    search = _Search(problem.start(start, start_noise), zero, zero, jnp.zeros((), start.dtype), jnp.array(True), jnp.array(0))
     search = jax.lax.while_loop(lambda s: (s.at.relative > tolerance) & s.moved & (s.step < max_steps), advance, search)
     at = search.at
-    still = problem.line(at, jnp.zeros_like(start), jnp.zeros_like(at.images), zero[1])
-    objective = still.value_and_slope(jnp.zeros((), start.dtype))[0] + start.shape[0] * jnp.log(2 * jnp.pi)
+    objective = at.value + start.shape[0] * jnp.log(2 * jnp.pi)
     noise = at.noise if len(groups) > 1 else at.noise[0]
     return finished(at.loadings, noise, at.relative <= tolerance, search.step, objective)
 
