@@ -40,10 +40,14 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
         *folders, table = arguments.results
+        if not folders or table.suffix != ".csv":
+            raise ValueError(
+                f"results: are {' '.join(map(str, arguments.results))}; expected folders, and last a csv file to write"
+            )
         means = mean_table(pl.concat([read_results(folder) for folder in folders]))
         table.parent.mkdir(parents=True, exist_ok=True)
         means.write_csv(table)
-    except (OutputError, OSError) as error:
+    except (ValueError, OutputError, OSError) as error:
         print(f"means.py: error: {error}", file=sys.stderr)
         return 2
     return 0

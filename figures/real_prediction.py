@@ -2,9 +2,11 @@
 
     python figures/real_prediction.py results/real_prediction
 
-draws figures/out/real_prediction_accuracy.{pdf,png} and real_prediction_structures.{pdf,png}, a panel a data set.
+draws figures/out/real_prediction_accuracy.{pdf,png} and, where methods with the group penalty were run,
+real_prediction_structures.{pdf,png}, a panel a data set.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -49,8 +51,7 @@ def fig_accuracy(table: pl.DataFrame) -> Figure:
 @mpl.rc_context(PRINT)
 def fig_structures(table: pl.DataFrame, top: int = 10) -> Figure:
     """Share of each structure in the squared norm of the coefficients under the group penalty: the largest shares."""
-    chosen = table.filter(pl.col("method").str.ends_with("+group"))
-    groups = [group for _, group in chosen.group_by("data", maintain_order=True)]
+    groups = [group for _, group in table.group_by("data", maintain_order=True)]
     figure, axes = panels(1, len(groups), 3.6, 2.8)
     for panel, group in zip(axes[0], groups, strict=True):
         sem = (pl.col("share").std() / pl.len().sqrt()).alias("sem")
@@ -92,13 +93,17 @@ def read(folder: Path, name: str) -> pl.DataFrame:
     return pl.concat([pl.read_parquet(path) for path in paths])
 
 
+def figures(results: Path) -> Iterator[tuple[str, Figure]]:
+    """(name, figure), that of the structures where a method with the group penalty was run."""
+    yield "real_prediction_accuracy", fig_accuracy(read(results, "accuracy"))
+    penalised = read(results, "structures").filter(pl.col("method").str.ends_with("+group"))
+    if len(penalised):
+        yield "real_prediction_structures", fig_structures(penalised)
+
+
 def main(arguments: Arguments) -> None:
     """Draw and save, and say where."""
-    drawn = {
-        "real_prediction_accuracy": fig_accuracy(read(arguments.results, "accuracy")),
-        "real_prediction_structures": fig_structures(read(arguments.results, "structures")),
-    }
-    save_all(drawn.items(), arguments)
+    save_all(figures(arguments.results), arguments)
 
 
 if __name__ == "__main__":

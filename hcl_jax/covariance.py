@@ -1,5 +1,6 @@
 """The sample covariance as an operator, its noise variance, and what is left when the noise is taken away (theory: Section 3)."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import equinox as eqx
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hcl_jax import blocks
 from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
 
@@ -17,6 +17,22 @@ Rows = slice | np.ndarray
 
 MaskedProduct = Callable[..., Float[Array, "d K"]]
 """Masked loadings ↦ their product with a covariance."""
+
+
+def _seen_columns(matrix: Float[Array, "rows K"], hierarchy: Hierarchy, modality: int) -> Float[Array, "rows seen"]:
+    """The columns that a modality sees."""
+    return jnp.concatenate([matrix[:, :0], *(matrix[:, run] for run in hierarchy.active_runs(modality))], axis=1)
+
+
+def _all_columns(part: Float[Array, "rows seen"], hierarchy: Hierarchy, modality: int) -> Float[Array, "rows K"]:
+    """The columns that a modality sees where they stand among all K, and zeros in the others."""
+    pieces, start, used = [], 0, 0
+    for run in hierarchy.active_runs(modality):
+        width = run.stop - run.start
+        pieces += [jnp.zeros((part.shape[0], run.start - start), part.dtype), part[:, used : used + width]]
+        start, used = run.stop, used + width
+    pieces.append(jnp.zeros((part.shape[0], hierarchy.n_factors - start), part.dtype))
+    return jnp.concatenate(pieces, axis=1)
 
 
 class SampleCovariance(eqx.Module):
@@ -125,8 +141,8 @@ class SampleCovariance(eqx.Module):
         columns = {m: held[:, hierarchy.rows(m)] for m in hierarchy.modalities}
 
         def product(loadings: Float[Array, "d K"], modalities: Iterable[int] = hierarchy.modalities) -> Float[Array, "d K"]:
-            parts = [(m, columns[m] @ blocks.block(loadings, hierarchy, m)) for m in modalities]
-            image = blocks.added(blocks.all_columns(part, hierarchy, m) for m, part in parts)
+            parts = [(m, columns[m] @ _seen_columns(loadings[hierarchy.rows(m)], hierarchy, m)) for m in modalities]
+            image = functools.reduce(jnp.add, [_all_columns(part, hierarchy, m) for m, part in parts])
             return image if self.matrix is not None else held.T @ image / self.nu
 
         return product
@@ -210,7 +226,7 @@ class LowRankCovariance(eqx.Module):
 
     def masked_product(self, hierarchy: Hierarchy) -> MaskedProduct:
         """F ↦ L Lᵀ F, as `SampleCovariance.masked_product`."""
-        return lambda loadings: self.factor @ blocks.inner(loadings, self.factor, hierarchy).T
+        return self.product
 
     def squared_norm(self) -> Float[Array, ""]:
         """‖L Lᵀ‖_F²."""

@@ -6,14 +6,11 @@ features. They move Σ by D = VFᵀ + FVᵀ + diag(τ). The operator is H with �
 Fisher information of ν degrees of freedom.
 """
 
-from collections.abc import Sequence
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hcl_jax import blocks
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
@@ -39,16 +36,9 @@ def by_group(values: Float[Array, " d"], groups: tuple[slice, ...]) -> Float[Arr
     return jnp.concatenate([values[g].sum(keepdims=True) for g in groups])
 
 
-def group_sums(parts: Sequence[Float[Array, "..."]], n_groups: int) -> Float[Array, "groups ..."]:
-    """Of arrays of every modality, those of every group of `noise_groups`: themselves, or their sum."""
-    return jnp.stack([blocks.added(parts)] if n_groups == 1 else list(parts))
-
-
-def group_grams(
-    A: Float[Array, "d K"], F: Float[Array, "d K"], hierarchy: Hierarchy, n_groups: int
-) -> Float[Array, "groups K K"]:
+def group_grams(A: Float[Array, "d K"], F: Float[Array, "d K"], groups: tuple[slice, ...]) -> Float[Array, "groups K K"]:
     """A_pᵀF_p for every group p of features."""
-    return group_sums([blocks.modality_gram(A, F, hierarchy, m) for m in hierarchy.modalities], n_groups)
+    return jnp.stack([A[g].T @ F[g] for g in groups])
 
 
 class FisherOperator(eqx.Module):
@@ -66,7 +56,7 @@ class FisherOperator(eqx.Module):
     inverse: Float[Array, "K K"]  # W⁻¹
     core: Float[Array, "K K"]  # FᵀΣ⁻¹F
     noise_norms: Float[Array, "g g"]  # ‖(Σ⁻¹)_pq‖_F² for all pairs of groups
-    modality_inverses: tuple[Float[Array, "_seen _seen"], ...]
+    modality_inverses: Float[Array, "M K K"]
     hierarchy: Hierarchy = eqx.field(static=True)
     groups: tuple[tuple[int, int], ...] = eqx.field(static=True)
 
@@ -75,7 +65,7 @@ class FisherOperator(eqx.Module):
     ):
         self.hierarchy, self.groups = hierarchy, tuple((g.start, g.stop) for g in groups)
         self.loadings, self.noise, self.psi = loadings, noise, by_feature(noise, groups)
-        self.grams = group_grams(loadings, loadings, hierarchy, len(groups))
+        self.grams = group_grams(loadings, loadings, groups)
         self.gram = jnp.einsum("pij,p->ij", self.grams, 1 / noise)
         self.inverse = spd_inverse(self.gram + jnp.eye(self.gram.shape[0], dtype=self.gram.dtype))[0]
         self.core = self.gram @ self.inverse
@@ -93,7 +83,7 @@ class FisherOperator(eqx.Module):
 
     def image(self) -> Float[Array, "d K"]:
         """Σ⁻¹F."""
-        return blocks.mixed(self.loadings, self.inverse, self.hierarchy) / self.psi
+        return self.loadings @ self.inverse / self.psi
 
     def product(self, parameters: Parameters) -> Parameters:
         """H(V, τ) = ([Σ⁻¹DΣ⁻¹F]∘mask, ½ tr_q(Σ⁻¹DΣ⁻¹)).
@@ -102,15 +92,13 @@ class FisherOperator(eqx.Module):
         a K × K matrix.
         """
         V, tau = parameters
-        inverse, hierarchy = self.inverse, self.hierarchy
-        A = group_grams(self.loadings, V, hierarchy, len(self.groups))
+        inverse, groups = self.inverse, self._slices()
+        A = group_grams(self.loadings, V, groups)
         C = jnp.einsum("pij,p->ij", A, 1 / self.noise)
         moved = jnp.einsum("pij,p->ij", self.grams, tau / self.noise**2)  # FᵀΨ⁻¹ diag(τ) Ψ⁻¹F
         common = inverse @ ((C.T - moved) @ inverse - C @ self.core)
-        changes = jnp.broadcast_to(tau / self.noise, (hierarchy.n_modalities,))
-        own = [blocks.core(common + changes[m - 1] * inverse, hierarchy, m) for m in hierarchy.modalities]
-        along = blocks.masked_mixed(V, blocks.cores(self.core, hierarchy), hierarchy)
-        along = (along + blocks.masked_mixed(self.loadings, own, hierarchy)) / self.psi
+        own = [self.loadings[g] @ (common + tau[p] / self.noise[p] * inverse) for p, g in enumerate(groups)]
+        along = jnp.where(self.hierarchy.mask, (V @ self.core + jnp.concatenate(own)) / self.psi, 0)
         traces = jnp.einsum("pij,ij->p", A, inverse) - jnp.einsum("pij,ij->p", self.grams, inverse @ C @ inverse)
         return along, traces / self.noise**2 + self.noise_norms @ tau / 2
 
@@ -122,11 +110,10 @@ class FisherOperator(eqx.Module):
         it is taken of. Along the noise, with Y = Σ⁻¹F: Σ⁻¹ = Ψ⁻¹ − YFᵀΨ⁻¹, and
         Σ⁻¹SΣ⁻¹ = Ψ⁻¹(S − (SY)Fᵀ − F(SY)ᵀ + F(YᵀSY)Fᵀ)Ψ⁻¹, of which only traces are needed.
         """
-        F, hierarchy, inverse = self.loadings, self.hierarchy, self.inverse
+        F, inverse = self.loadings, self.inverse
         difference = covariance_image - F
-        inner = blocks.inner(F, difference / self.psi, hierarchy)
-        explained = blocks.masked_mixed(F, blocks.cores(inverse @ inner, hierarchy), hierarchy)
-        along_loadings = (jnp.where(hierarchy.mask, difference, 0) - explained) / self.psi
+        inner = F.T @ (difference / self.psi)
+        along_loadings = jnp.where(self.hierarchy.mask, (difference - F @ (inverse @ inner)) / self.psi, 0)
         quadratic = inverse @ (inner + self.gram)  # YᵀSY
         middle = by_group(variances - 2 * jnp.sum(covariance_image * F, axis=1), self._slices())
         middle = middle + jnp.einsum("pij,ij->p", self.grams, quadratic + inverse)
@@ -135,7 +122,7 @@ class FisherOperator(eqx.Module):
     def precondition(self, parameters: Parameters) -> Parameters:
         """An approximate inverse: per modality Ψ V (FᵀΣ⁻¹F)⁻¹ on its active columns, and the diagonal for τ."""
         V, tau = parameters
-        V = blocks.masked_mixed(self.psi * V, self.modality_inverses, self.hierarchy)
+        V = apply_by_modality(self.psi * V, self.modality_inverses, self.hierarchy)
         return V, 2 * tau / jnp.diagonal(self.noise_norms)
 
     def solve(self, right: Parameters, tolerance: float, max_steps: int) -> Parameters:
@@ -148,12 +135,18 @@ class FisherOperator(eqx.Module):
         return solution
 
 
-def modality_inverses(
-    core: Float[Array, "K K"], hierarchy: Hierarchy, damping: float | Array
-) -> tuple[Float[Array, "_seen _seen"], ...]:
-    """Per modality, the inverse of the core on the columns that it sees, damped in units of its mean diagonal."""
+def modality_inverses(core: Float[Array, "K K"], hierarchy: Hierarchy, damping: float | Array) -> Float[Array, "M K K"]:
+    """Per modality, the inverse of the core on the modality's active columns (damped in units of its mean diagonal), zero
+    elsewhere."""
+    seen = jnp.asarray(hierarchy.modality_mask, core.dtype)
     scale = jnp.trace(core) / core.shape[0]
     scale = jnp.where(scale > 0, scale, 1)
-    return tuple(
-        spd_inverse(own + scale * damping * jnp.eye(own.shape[0], dtype=own.dtype))[0] for own in blocks.cores(core, hierarchy)
-    )
+    both = seen[:, :, None] * seen[:, None, :]
+    eye = jnp.eye(core.shape[0], dtype=core.dtype)
+    damped = both * core[None] + eye[None] * (scale * damping * seen + (1 - seen))[:, None, :]
+    return both * jnp.stack([spd_inverse(matrix)[0] for matrix in damped])
+
+
+def apply_by_modality(V: Float[Array, "d K"], inverses: Float[Array, "M K K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
+    """The rows of every modality times its own K × K matrix."""
+    return jnp.concatenate([V[hierarchy.rows(m)] @ inverses[m - 1] for m in hierarchy.modalities])

@@ -106,8 +106,9 @@ def check_labelled(x: Array, y: Array, n_folds: int) -> None:
 
 
 class Regression(eqx.Module):
-    """y ≈ bᵀz + intercept. `penalty` is 0 where there is none. `status`: 0 converged, 1 out of steps, 2 non-finite, 3 converged
-    on the positive definite matrix that is nearest to an indefinite debiased moment."""
+    """y ≈ bᵀz + intercept. `penalty` is 0 where there is none. `status`: 0 converged, 1 out of steps, 2 non-finite, 3 converged,
+    where the debiased moment of all rows, or of all but one fold, was indefinite: its eigenvalues were raised to at least 1 % of
+    the mean variance of the scores."""
 
     coefficients: Float[Array, " K"]
     intercept: Float[Array, ""]

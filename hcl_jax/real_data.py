@@ -2,6 +2,8 @@
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,6 +19,8 @@ from hcl_jax.estimators import Estimate
 from hcl_jax.estimators.variational import Posterior, fit_posterior, found_columns, relevance
 from hcl_jax.structure import Hierarchy, full_lattice
 
+UNREADABLE = (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for a file that is not .npz, or is cut short."""
 GENEROUS_RANK = 20
 TEST_SHARE = 0.2
 
@@ -38,12 +42,13 @@ class RealTruth:
     status: int
 
 
-def load_views(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+def load_views(path: Path, names: Sequence[str], argument: str = "loadings_from") -> list[np.ndarray]:
     """The named views of an .npz file, one row a sample.
 
-    Raises `ValueError` that names what is wrong: no such file, no such view (and those there are), a wrong shape, NaN.
+    Raises `ValueError` that names what is wrong: no such file (as the `argument` that named it), no such view (and those there
+    are), a wrong shape, NaN.
     """
-    held, listing = _read(path, names)
+    held, listing = _read(path, names, argument)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"views: got {' '.join(names) or 'none'}; expected some of {', '.join(listing)}, each once")
     for name in names:
@@ -56,15 +61,15 @@ def load_views(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     return views
 
 
-def _read(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read(path: Path, names: Sequence[str], argument: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """The named arrays that the file holds, and the names of all."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             return {name: file[name] for name in names if name in file.files}, list(file.files)
     except FileNotFoundError:
-        raise ValueError(f"loadings_from: no file {path}; expected an .npz file with one array per view") from None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"loadings_from: {path} cannot be read ({error}); expected .npz with one array per view") from None
+        raise ValueError(f"{argument}: no file {path}; expected an .npz file with one array per view") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{argument}: {path} cannot be read ({error}); expected .npz with one array per view") from None
 
 
 def _check_view(name: str, view: np.ndarray) -> np.ndarray:

@@ -285,12 +285,11 @@ def row_ranges(n_rows: int, parts: int) -> list[slice]:
 
 def _map_npy(path: str | Path) -> np.ndarray:
     try:
-        view = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        view = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
         raise ValueError(f"paths: {path} cannot be mapped ({error}); expected a matrix in .npy") from None
-    if not isinstance(view, np.ndarray) or view.ndim != 2 or view.dtype.kind not in "fiub":
-        what = f"shape {view.shape}, {view.dtype}" if isinstance(view, np.ndarray) else "several arrays"
-        raise ValueError(f"paths: {path} has {what}; expected one matrix of real numbers, rows × features")
+    if view.ndim != 2 or view.dtype.kind not in "fiub":
+        raise ValueError(f"paths: {path} has shape {view.shape}, {view.dtype}; expected a matrix of numbers, rows × features")
     return view
 
 

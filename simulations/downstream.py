@@ -148,7 +148,7 @@ def plan_study(arguments: Sequence[str]) -> Plan:
     """What the command line asks for; raises `ValueError` or `OutputError`, in one line that names the argument."""
     study = parse_study(arguments)
     check_options(study, known_methods())
-    for name in ("n_grid", "m_grid", "noise_variance"):
+    for name in ("dims", "n_grid", "m_grid", "noise_variance", *(["support"] if study.support else [])):
         check_list(name, getattr(study, name))
     if study.metric not in METRICS:
         raise ValueError(f"metric: unknown {study.metric!r}; expected one of {', '.join(METRICS)}")

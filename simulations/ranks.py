@@ -87,10 +87,10 @@ def check(study: Study) -> None:
         for value in values:
             if not value >= low:
                 raise ValueError(f"{name}: is {value}; expected at least {low}")
-    if min(study.rank, study.fitted_rank, study.replicates) < 1:
-        raise ValueError("rank, fitted_rank, replicates: expected positive integers")
-    if not study.output.parent.is_dir():
-        study.output.parent.mkdir(parents=True)
+    for name in ("rank", "fitted_rank", "replicates"):
+        if getattr(study, name) < 1:
+            raise ValueError(f"{name}: is {getattr(study, name)}; expected a positive integer")
+    study.output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def main() -> int:
@@ -100,10 +100,10 @@ def main() -> int:
         check(study)
         configure("float64", devices=1)
         table = run(study)
+        table.write_parquet(study.output)
     except (ValueError, OSError) as error:
         print(f"ranks.py: error: {error}", file=sys.stderr)
         return 2
-    table.write_parquet(study.output)
     means = table.group_by("noise_variance", "n", maintain_order=True).agg(
         pl.col("exact", "visible", "found_factors", "true_factors").mean(),
         pl.selectors.starts_with("found_").exclude("found_factors").mean(),

@@ -8,10 +8,11 @@ cross-validation. Controls: the same regression on the principal components of a
     python simulations/real_prediction.py --data digits --splits 20     # six views of handwritten digits -> digit
     python simulations/real_prediction.py --data digits --methods hcl-vb pca raw --splits 5
 
-The files are looked for under HCL_DATA (default ../shared/data), or given by --file. HCL uses posterior-mean scores; +group is
-the regression with the group penalty, whose coefficients say which structures carry the signal. JIVE-type methods, which have
-no partially shared parts, spend the same total dimension on joint and individual ones. HNN is not among the default methods: a
-step of it takes a singular value decomposition for every subset of the views.
+What OUTPUT holds is not computed again: more splits or methods add to it. The files are looked for under HCL_DATA (default
+../shared/data), or given by --file. HCL uses posterior-mean scores; +group is the regression with the group penalty, whose
+coefficients say which structures carry the signal. JIVE-type methods, which have no partially shared parts, spend the same total
+dimension on joint and individual ones. HNN is not among the default methods: a step of it takes a singular value decomposition
+for every subset of the views.
 """
 
 import io
@@ -33,6 +34,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedShuffleSplit
 from tqdm import tqdm
 
+import hcl_jax
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.baselines import BASELINES, ajive, jive, sjive
 from hcl_jax.baselines.linear import transform
@@ -105,7 +107,7 @@ class Study:
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of all computations."""
     output: Path = Path("results/real_prediction")
-    """Folder of the tables: DATA-accuracy.parquet and DATA-structures.parquet."""
+    """Folder of the tables: DATA-accuracy.parquet and DATA-structures.parquet. It holds one seed, dtype and test share."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def read(study: Study) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     path = study.file or Path(os.environ.get("HCL_DATA", "../shared/data")) / known.file
     if not path.exists():
         raise ValueError(f"file: {path} does not exist; expected the file of {study.data}, under HCL_DATA or given by --file")
-    views = load_views(path, known.views)
+    views = load_views(path, known.views, "file")
     with np.load(path, allow_pickle=False) as held:
         if known.label not in held.files:
             raise ValueError(f"file: {path} has no labels {known.label!r}; expected some among {', '.join(held.files)}")
@@ -213,14 +215,32 @@ def classify(scores: jax.Array, labels: jax.Array, key: jax.Array, n_classes: in
     return softmax_regression(scores, labels, n_classes, hierarchy, key=key)
 
 
-def row(study: Study, method: str, number: int, fit: Classifier, scores: Scores, split: Split, seconds: float) -> dict[str, Any]:
-    """One line of the table."""
+def identity(study: Study) -> dict[str, Any]:
+    """What the numbers depend on beside the method and the split: columns of both tables."""
+    return {
+        "data": study.data,
+        "seed": study.seed,
+        "dtype": study.dtype,
+        "test_share": study.test_share,
+        "version": hcl_jax.__version__,
+    }
+
+
+KEY = {"data": pl.String, "seed": pl.Int64, "dtype": pl.String, "test_share": pl.Float64, "version": pl.String}
+COLUMNS = {
+    "accuracy": KEY
+    | {"method": pl.String, "split": pl.Int64, "accuracy": pl.Float64, "log_loss": pl.Float64}
+    | {"dimension": pl.Int64, "status": pl.Int64, "seconds": pl.Float64},
+    "structures": KEY | {"method": pl.String, "split": pl.Int64, "structure": pl.String, "rank": pl.Int64, "share": pl.Float64},
+}
+"""Of the tables."""
+
+
+def accuracy_row(fit: Classifier, scores: Scores, split: Split, seconds: float) -> dict[str, Any]:
+    """How well the classes of the test rows are predicted."""
     log_probabilities = np.asarray(fit.log_probabilities(scores[1]))
     truth = np.asarray(split.test_labels)
     return {
-        "data": study.data,
-        "method": method,
-        "split": number,
         "accuracy": float(np.mean(log_probabilities.argmax(axis=1) == truth)),
         "log_loss": float(-np.mean(log_probabilities[np.arange(len(truth)), truth])),
         "dimension": int(np.sum(np.asarray(scores[0]).std(axis=0) > 0)),
@@ -229,47 +249,86 @@ def row(study: Study, method: str, number: int, fit: Classifier, scores: Scores,
     }
 
 
-def structure_rows(study: Study, method: str, number: int, fit: Classifier, hierarchy: Hierarchy) -> list[dict[str, Any]]:
+def structure_rows(fit: Classifier, hierarchy: Hierarchy) -> list[dict[str, Any]]:
     """How large each structure's coefficients on equally scaled scores are: their share of the squared norm of all."""
     energy = np.sum(np.asarray(fit.coefficients) ** 2, axis=1)
     total = energy.sum() or 1.0
-    base = {"data": study.data, "method": method, "split": number}
     return [
-        base | {"structure": structure_name(s), "rank": rank, "share": float(energy[hierarchy.columns(s)].sum() / total)}
+        {"structure": structure_name(s), "rank": rank, "share": float(energy[hierarchy.columns(s)].sum() / total)}
         for s, rank in hierarchy.ranks
     ]
 
 
-def run(study: Study) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(accuracy by method and split, shares of the structures by method of HCL and split), stored after every split."""
-    data = DATA[study.data]
+class Tables:
+    """The tables of one data set in OUTPUT."""
+
+    def __init__(self, study: Study):
+        """Reads those that are there. Raises `ValueError` where they cannot be read or belong to another study."""
+        self.study = study
+        self.held = {name: self._read(name) for name in COLUMNS}
+        self.done = set(self.held["accuracy"].select("method", "split").iter_rows())
+
+    def _path(self, name: str) -> Path:
+        return self.study.output / f"{self.study.data}-{name}.parquet"
+
+    def _read(self, name: str) -> pl.DataFrame:
+        path = self._path(name)
+        if not path.exists():
+            return pl.DataFrame(schema=COLUMNS[name])
+        try:
+            table = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise ValueError(f"output: {path} cannot be read ({error}); expected a table of this study, or none") from None
+        if dict(table.schema) != COLUMNS[name]:
+            raise ValueError(f"output: {path} has other columns than this version writes; expected another folder")
+        for column, value in identity(self.study).items():
+            if others := set(table[column]) - {value}:
+                raise ValueError(f"output: {path} holds {column} {others.pop()}; expected {value}, or another folder")
+        return table
+
+    def add(self, rows: dict[str, list[dict[str, Any]]]) -> None:
+        """Write both tables whole with these rows more; raises `OutputError` where the folder cannot be written."""
+        for name, more in rows.items():
+            table = pl.concat([self.held[name], pl.DataFrame(more, schema=COLUMNS[name])])
+            buffer = io.BytesIO()
+            table.write_parquet(buffer)
+            write_bytes(self._path(name), buffer.getvalue(), self.study.output)
+            self.held[name] = table
+
+    def asked(self, name: str) -> pl.DataFrame:
+        """The rows of the methods and splits that the study asks for, in its order."""
+        table = self.held[name].filter(pl.col("method").is_in(self.study.methods) & (pl.col("split") < self.study.splits))
+        place = pl.col("method").replace_strict(self.study.methods, range(len(self.study.methods)), default=-1)
+        return table.sort(place, "split", maintain_order=True)
+
+
+def run(study: Study) -> Tables:
+    """Whatever OUTPUT does not hold yet: accuracy by method and split, shares of the structures by method of HCL and split;
+    stored after every split."""
+    data, tables = DATA[study.data], Tables(study)
     views, labels, classes = read(study)
     hierarchy = make_hierarchy([view.shape[1] for view in views], 1, data.structures)
-    representations, accuracy, structures = Representations(data, hierarchy), [], []
-    steps = tqdm(total=study.splits * len(study.methods), unit="fit", disable=None)
-    for number, split in enumerate(make_splits(study, views, labels)):
+    representations = Representations(data, hierarchy)
+    left = [[method for method in study.methods if (method, number) not in tables.done] for number in range(study.splits)]
+    steps = tqdm(total=sum(map(len, left)), unit="fit", disable=None)
+    for number, split in enumerate(make_splits(study, views, labels) if any(left) else ()):
         key = jr.fold_in(jr.key(study.seed), number)
-        for method in study.methods:
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+        for method in left[number]:
             start = perf_counter()
             representation, _, penalty = method.partition("+")
             scores = equal_scales(representations.scores(representation, split, key))
             told = hierarchy if penalty == "group" else None
             fit = jax.block_until_ready(classify(scores[0], split.train_labels, key, len(classes), told))
-            accuracy.append(row(study, method, number, fit, scores, split, perf_counter() - start))
+            base = identity(study) | {"method": method, "split": number}
+            rows["accuracy"].append(base | accuracy_row(fit, scores, split, perf_counter() - start))
             if representation in ESTIMATORS:
-                structures += structure_rows(study, method, number, fit, hierarchy)
+                rows["structures"] += [base | row for row in structure_rows(fit, hierarchy)]
             steps.update()
-        store(study, accuracy=pl.DataFrame(accuracy), structures=pl.DataFrame(structures))
+        if rows["accuracy"]:
+            tables.add(rows)
     steps.close()
-    return pl.DataFrame(accuracy), pl.DataFrame(structures)
-
-
-def store(study: Study, **tables: pl.DataFrame) -> None:
-    """Write each table whole; raises `OutputError` where the folder cannot be written."""
-    for name, table in tables.items():
-        buffer = io.BytesIO()
-        table.write_parquet(buffer)
-        write_bytes(study.output / f"{study.data}-{name}.parquet", buffer.getvalue(), study.output)
+    return tables
 
 
 def check(study: Study) -> None:
@@ -277,6 +336,8 @@ def check(study: Study) -> None:
     known = (*ESTIMATORS, *(f"{name}+group" for name in ESTIMATORS), *BASELINES, "pca", "raw")
     check_methods(study.methods, known)
     check_list("methods", study.methods)
+    if not 0 <= study.seed < 2**32:
+        raise ValueError(f"seed: is {study.seed}; expected an integer from 0 to 2^32 - 1")
     if study.splits < 1:
         raise ValueError(f"splits: is {study.splits}; expected at least 1")
     if not 0 < study.test_share < 1:
@@ -303,12 +364,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = parse(Study, sys.argv[1:] if arguments is None else list(arguments), Study(), PROGRAM, __doc__)
         check(study)
         configure(study.dtype)
-        accuracy, structures = run(study)
+        tables = run(study)
     except (ValueError, OutputError) as error:
         print(f"{PROGRAM}: error: {error_line(Study, error)}", file=sys.stderr)
         return 2
     with pl.Config(tbl_rows=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True, float_precision=4):
-        print(summary(accuracy))
+        print(summary(tables.asked("accuracy")))
+        structures = tables.asked("structures")
         if len(structures):
             shares = structures.group_by("method", "structure", maintain_order=True).agg(pl.col("share").mean())
             print(shares.sort("share", descending=True).group_by("method", maintain_order=True).head(5))

@@ -132,7 +132,7 @@ def check(study: Study) -> None:
     for law in study.latent:
         if law not in LATENT_LAWS:
             raise ValueError(f"latent: unknown {law!r}; expected some of {', '.join(LATENT_LAWS)}")
-    for name in ("hierarchies", "latent", *(() if study.loadings_from else ("n_grid", "noise_variance"))):
+    for name in ("hierarchies", "latent", *(() if study.loadings_from else ("dims", "n_grid", "noise_variance"))):
         check_list(name, getattr(study, name))
     if bool(study.views) != bool(study.loadings_from):
         raise ValueError("views: expected together with --loadings-from FILE.npz")

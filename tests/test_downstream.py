@@ -97,6 +97,8 @@ def test_every_method_has_stages():
         (["--m-grid", "4"], ["--m-grid", "at least 10"]),
         (["--n-grid", "1"], ["--n-grid", "at least 2"]),
         (["--support", "124"], ["--support", "unknown structure 124"]),
+        (["--support", "12", "12"], ["--support", "each once"]),
+        (["--dims", "7", "6", "5", "--dims", "7", "6", "5"], ["--dims", "each once"]),
         (["--response-noise-variance", "0"], ["--response-noise-variance", "positive"]),
         (["--methods", "hcl-ml"], ["--methods", "unknown 'hcl-ml'", "hcl-ml+posterior"]),
         (["--methods", "jive+debiased"], ["--methods", "jive+debiased"]),
@@ -107,6 +109,11 @@ def test_every_method_has_stages():
 )
 def test_bad_input_is_one_line_that_names_the_argument(tmp_path, capsys, arguments, words):
     assert_refused(main, ["--preset", "tiny", *arguments], words, tmp_path / "out", capsys)
+
+
+def test_the_order_of_the_support_does_not_matter():
+    one, other = (DownstreamCell(Hierarchy.full((7, 6, 5), 1), 60, 40, 0.1, support=s) for s in (((1, 2), (3,)), ((3,), (1, 2))))
+    assert one == other
 
 
 def test_presets_name_methods_that_exist():
@@ -144,9 +151,34 @@ def test_real_data_are_split_fitted_and_reported(two_classes, tmp_path, capsys):
     np.testing.assert_allclose(shares.group_by("method", "split").agg(pl.col("share").sum())["share"], 1)
     strongest = shares.filter(pl.col("method") == "hcl-ml+group").sort("share")["structure"][-1]
     assert strongest == "12"
-    real_drawing.main(real_drawing.Arguments(results=tmp_path, folder=tmp_path, formats=("png",)))
-    assert (tmp_path / "real_prediction_accuracy.png").exists()
+    assert drawn(tmp_path) == ["real_prediction_accuracy.png", "real_prediction_structures.png"]
     assert "accuracy" in capsys.readouterr().out
+
+
+def drawn(folder):
+    real_drawing.main(real_drawing.Arguments(results=folder, folder=folder, formats=("png",)))
+    return sorted(path.name for path in folder.glob("*.png"))
+
+
+@pytest.mark.usefixtures("_two")
+def test_real_data_are_resumed_and_added_to(two_classes, tmp_path, capsys):
+    study = ["--data", "tcga", "--file", str(two_classes), "--methods"]
+    parts, whole = [[*study, "pca", "--splits", "2"], [*study, "raw", "--splits", "1"]], [*study, "pca", "raw", "--splits", "3"]
+    for arguments in parts:
+        assert real_prediction.main([*arguments, "--output", str(tmp_path / "parts")]) == 0
+    first = pl.read_parquet(tmp_path / "parts/tcga-accuracy.parquet")
+    assert first.height == 3
+    for folder in ("parts", "whole"):
+        assert real_prediction.main([*whole, "--output", str(tmp_path / folder)]) == 0
+    resumed, alone = (pl.read_parquet(tmp_path / folder / "tcga-accuracy.parquet") for folder in ("parts", "whole"))
+    assert resumed.head(3).equals(first)  # seconds and all: none was computed again
+    assert resumed.drop("seconds").sort("method", "split").equals(alone.drop("seconds").sort("method", "split"))
+    assert drawn(tmp_path / "parts") == ["real_prediction_accuracy.png"]  # no method has shares of structures
+    capsys.readouterr()
+    assert real_prediction.main([*whole, "--seed", "1", "--output", str(tmp_path / "parts")]) == 2
+    assert "--output" in (said := capsys.readouterr().err)
+    assert "holds seed 0; expected 1" in said
+    assert pl.read_parquet(tmp_path / "parts/tcga-accuracy.parquet").equals(resumed)
 
 
 @pytest.mark.usefixtures("_two")
@@ -154,6 +186,7 @@ def test_real_data_are_split_fitted_and_reported(two_classes, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--file", "absent.npz"], ["--file", "absent.npz"]),
+        (["--seed", "-1"], ["--seed", "-1"]),
         (["--splits", "0"], ["--splits", "at least 1"]),
         (["--test-share", "1"], ["--test-share", "between 0 and 1"]),
         (["--methods", "magic"], ["--methods", "magic"]),

@@ -29,7 +29,7 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hcl_jax import SampleCovariance
+from hcl_jax import ESTIMATORS, SampleCovariance
 from hcl_jax.covariance import shrunk_factor
 from hcl_jax.estimators.gauss_newton import gauss_newton_blocks
 from hcl_jax.estimators.gradient import half_gradient, line_coefficients, minimise_quartic
@@ -150,13 +150,20 @@ def test_the_loss_is_a_known_quartic_along_a_line(hierarchy, seed, t):
     S = np.cov(rng.standard_normal((hierarchy.n_features, 30)))
     gradient = half_gradient(jnp.asarray(F), jnp.asarray(S @ F), hierarchy)
     assert_at_most(relative(gradient, np.where(hierarchy.mask, F @ F.T @ F - S @ F, 0)), 1e-13, "∇f/2")
-    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ V)), gradient, hierarchy))
+    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ V)), gradient))
 
     def f(A):
         return np.linalg.norm(A @ A.T - S) ** 2 / 2
 
     change = c @ t ** np.arange(1, 5)
     assert_at_most(abs(f(F + t * V) - f(F) - change) / f(F), 1e-11, "change of f along a line, relative to f")
+
+
+@pytest.mark.parametrize("name", ["hcl-gd", "hcl-gn", "hcl-shrunk", "hcl-ml", "hcl-vb"])
+def test_a_tolerance_is_positive(name):
+    _, S = problem(TWO, 0, noise=0.5)
+    with pytest.raises(ValueError, match=r"tolerance: is 0.0; expected a positive number"):
+        ESTIMATORS[name](S, TWO, tolerance=0.0)
 
 
 def global_minimum(c):
@@ -175,7 +182,7 @@ def test_the_line_minimum_is_that_of_numpys_roots(seed):
     F = L + 0.5 * masked_normal(rng, TWO)
     S = L @ L.T
     V = -np.where(TWO.mask, F @ F.T @ F - S @ F, 0)
-    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ V, -V)), TWO))
+    c = np.asarray(line_coefficients(*(jnp.asarray(A) for A in (F, V, S @ V, -V))))
     t = float(minimum(jnp.asarray(c)))
     assert t > 0
     best = global_minimum(c)

@@ -377,5 +377,9 @@ def test_bad_input_is_refused():
         fit([views[0].at[0, 0].set(jnp.nan), *views[1:]], SMALL, GIVEN)
     with pytest.raises(ValueError, match="rows"):
         fit([x[:2] for x in views], SMALL, GIVEN)
+    with pytest.raises(ValueError, match=r"fractions: are \(0.9,\)"):
+        fit(views, SMALL, HnnConfig(fractions=(0.9,)), key=jr.key(0))
+    with pytest.raises(ValueError, match="width: is 99; expected at most"):
+        fit(views, SMALL, HnnConfig(width=99), key=jr.key(0))
     with pytest.raises(ValueError, match="modality"):
         fit(views[:1], Hierarchy((9,), {(1,): 1}), HnnConfig(penalties=(0.1,)))

@@ -58,6 +58,8 @@ def test_a_study_runs_resumes_and_describes_itself(tmp_path, capsys):
         (["--metric", "gram"], ["--metric", "gram_relative", "visible_global"]),
         (["--structures", "12:one"], ["--structures", "12:one"]),
         (["--structures", "12", "21"], ["--structures", "each once"]),
+        (["--dims", "5", "4", "4", "--dims", "5", "4", "4"], ["--dims", "each once"]),
+        (["--batched", "--devices", "2"], ["--devices", "2", "--batched"]),
         (["--methods", "hcl-best"], ["--methods", "hcl-best", "hcl-vb"]),
         (["--methods", "hcl-ml", "--n-grid", "5"], ["--n-grid", "hcl-ml", "more than"]),
         (["--methods", "hcl-gd-published", "--structures", "123", "1"], ["--methods", "hcl-gd-published"]),
@@ -156,6 +158,16 @@ def test_bad_views_are_one_line(tmp_path, capsys, views, words):
     assert line.count("\n") == 1
     assert all(word in line for word in words), line
     assert not output.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 100, -40], ids=["empty", "header", "cut short"])
+def test_a_file_that_is_cut_short_is_one_line(tmp_path, capsys, kept):
+    whole = real_file(tmp_path).read_bytes()
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(whole[:kept])
+    assert_refused(
+        main, ["--loadings-from", str(cut), "--views", "a", "b"], ["--loadings-from", "cut.npz"], tmp_path / "out", capsys
+    )
 
 
 def test_a_kept_truth_is_read_back_unchanged(tmp_path):

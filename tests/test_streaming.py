@@ -238,6 +238,7 @@ def test_bad_arguments_are_named_before_computing(npy, tmp_path):
     views = draw_views()
     paths = npy(views)
     (tmp_path / "text.npy").write_text("nothing")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and nothing more")
     np.save(tmp_path / "vector.npy", np.zeros(3))
     pl.DataFrame({"a": [1.0], "label": ["x"]}).write_parquet(tmp_path / "x.parquet")
     parquet = [tmp_path / "x.parquet"]
@@ -254,6 +255,7 @@ def test_bad_arguments_are_named_before_computing(npy, tmp_path):
         "shift: has shape (3,)": lambda: accumulate([views], shift=np.zeros(3)),
         "paths: are none": lambda: accumulate_npy([]),
         "nothing.npy cannot be mapped": lambda: accumulate_npy([tmp_path / "nothing.npy"]),
+        "cut.npz cannot be mapped": lambda: accumulate_npy([tmp_path / "cut.npz"]),
         "text.npy cannot be mapped": lambda: accumulate_npy([tmp_path / "text.npy"]),
         "vector.npy has shape (3,)": lambda: accumulate_npy([tmp_path / "vector.npy"]),
         "rows: is slice(700, None, None)": lambda: accumulate_npy(paths, rows=slice(700, None)),

@@ -39,7 +39,9 @@ def draws(name):
     return [problem(hierarchy_for(name), seed, noise=0.5, n=1000) for seed in range(3)]
 
 
-@pytest.mark.parametrize("name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-gd-published"))  # every operation compiled by itself
+@pytest.mark.parametrize(
+    "name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-gd-published", "hcl-svd-published")
+)  # every operation compiled by itself
 def test_plain_and_compiled_agree(name):
     hierarchy, (_, S) = hierarchy_for(name), draws(name)[0]
     plain, compiled = ESTIMATORS[name](S, hierarchy), fitted_by(name)(S, hierarchy)

@@ -12,8 +12,12 @@ from hcl_jax.baselines.linear import LinearFit
 from hcl_jax.structure import Hierarchy
 
 
-def sjive_at_permutation_ranks(views: Sequence[Array], hierarchy: Hierarchy, *, y: Array, key: Key[Array, ""]) -> LinearFit:
+def sjive_at_permutation_ranks(
+    views: Sequence[Array], hierarchy: Hierarchy, *, y: Array | None = None, key: Key[Array, ""]
+) -> LinearFit:
     """sJIVE at the ranks that JIVE's permutation test chooses without the response: the first of the two rules of its paper."""
+    if y is None:
+        raise ValueError("y: is None; expected a response, as sJIVE is supervised")
     k_ranks, k_fit = jr.split(key)
     membership = jive.fit(views, hierarchy, jive.JiveConfig(ranks="permutation"), key=k_ranks).membership
     alone = membership.sum(axis=0) == 1

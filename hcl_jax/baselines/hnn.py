@@ -532,6 +532,12 @@ def fit(
     widths = hierarchy.ranks
     if config.width is not None:
         widths = tuple((s, config.width) for s in full_lattice(n_modalities))
+        if config.width > min(hierarchy.dims):
+            raise ValueError(
+                f"width: is {config.width}; expected at most {min(hierarchy.dims)}, the features of the smallest view"
+            )
+    if config.penalties is None and not len(penalty_grid(config.fractions, n_modalities)):
+        raise ValueError(f"fractions: are {config.fractions}; expected some that, one a size of structure, add up to at most 1")
     needed = max(4 if config.penalties is None else 2, max(rank for _, rank in widths) + 1)
     if n < needed:
         raise ValueError(f"views: have {n} rows; expected at least {needed}")

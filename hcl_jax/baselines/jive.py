@@ -420,7 +420,7 @@ def _no_parts(at_ranks, n_blocks: int) -> tuple[Int[Array, " blocks"], _Parts]:
 
 
 def _by_permutation(at_ranks, core, Z, scores_of, edges, widths, config: JiveConfig, key: PRNGKeyArray) -> _Parts:
-    """The fit at the ranks that permutations choose."""
+    """The fit at the ranks that permutations choose; out of steps where these still change in the last round."""
 
     def choose(parts: _Parts, key: PRNGKeyArray) -> Int[Array, " blocks"]:
         k_joint, k_individual = jr.split(key)
@@ -450,7 +450,8 @@ def _by_permutation(at_ranks, core, Z, scores_of, edges, widths, config: JiveCon
         return chosen, changed, count + 1, at_ranks(chosen, tolerance)
 
     ranks, parts = _no_parts(at_ranks, len(widths))
-    return lax.while_loop(another, one_round, (ranks, jnp.array(True), jnp.zeros((), jnp.int32), parts))[-1]
+    _, changed, _, parts = lax.while_loop(another, one_round, (ranks, jnp.array(True), jnp.zeros((), jnp.int32), parts))
+    return parts._replace(status=jnp.where(changed & (parts.status == 0), 1, parts.status))
 
 
 def _leading_run(observed: Float[Array, " k"], null: Float[Array, "draws k"], level: float) -> Int[Array, ""]:

@@ -45,6 +45,8 @@ def stack_views(views: Sequence[Array], dims: Sequence[int]) -> Float[Array, "n 
     """
     if len(dims) < 2:
         raise ValueError(f"hierarchy: has {len(dims)} modality; expected at least 2")
+    if len(views) != len(dims):
+        raise ValueError(f"views: are {len(views)}; expected {len(dims)}, one a modality of the hierarchy")
     n = views[0].shape[0]
     for number, view in enumerate(views, start=1):
         if view.ndim != 2 or view.shape[0] != n:

@@ -256,12 +256,13 @@ def fit(
     Raises `ValueError` that names the argument when views and hierarchy do not fit together, values are not finite, or the rows
     are too few: fewer than one more than the factors, or than 2 in a fold.
     """
-    n, dims = views[0].shape[0], hierarchy.dims
+    dims = hierarchy.dims
+    Z, centre, scale = centre_and_scale(views, dims, config.scale_views)
+    n = Z.shape[0]
     if config.ranks == "bcv":
         _check_folds(n, dims, config)
     elif n <= hierarchy.n_factors:
         raise ValueError(f"views: have {n} rows; expected more than the {hierarchy.n_factors} factors of the hierarchy")
-    Z, centre, scale = centre_and_scale(views, dims, config.scale_views)
     if config.ranks == "given":
         membership = jnp.asarray(hierarchy.modality_mask)
     else:

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -42,6 +43,15 @@ def finished(loadings: Array, noise_variance: Array, converged: Array | bool, st
 def default_tolerance(dtype: DTypeLike, double: float = 1e-8, single: float = 1e-4) -> float:
     """The relative gradient at which to stop: what double, or single, precision can reach."""
     return double if jnp.finfo(dtype).bits == 64 else single
+
+
+def stopping_tolerance(given: float | None, dtype: DTypeLike, double: float = 1e-8, single: float = 1e-4) -> float:
+    """The tolerance that was given, or the default one. Raises `ValueError` unless it is positive."""
+    if given is None:
+        return default_tolerance(dtype, double, single)
+    if not isinstance(given, jax.core.Tracer) and not given > 0:
+        raise ValueError(f"tolerance: is {given}; expected a positive number")
+    return given
 
 
 def squared_scale(objective: Array, root: Array, n_features: int) -> Array:

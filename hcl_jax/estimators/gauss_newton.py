@@ -2,12 +2,11 @@
 
 from jaxtyping import Array, Float
 
-from hcl_jax import blocks
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor, shrunk_factor
-from hcl_jax.estimators.estimate import Estimate, default_tolerance, scale_equivariant, squared_scale
+from hcl_jax.estimators.estimate import Estimate, scale_equivariant, squared_scale, stopping_tolerance
 from hcl_jax.estimators.gradient import Preconditioner, minimise_masked
 from hcl_jax.estimators.spectral import structured_loadings
-from hcl_jax.fisher import modality_inverses
+from hcl_jax.fisher import apply_by_modality, modality_inverses
 from hcl_jax.structure import Hierarchy
 
 DAMPING = 0.1  # of the mean signal eigenvalue: keeps weak columns from taking wild steps
@@ -22,7 +21,7 @@ def gauss_newton_blocks(hierarchy: Hierarchy) -> Preconditioner:
     """
 
     def direction(F: Float[Array, "d K"], gradient: Float[Array, "d K"]) -> Float[Array, "d K"]:
-        return blocks.masked_mixed(gradient, modality_inverses(blocks.gram(F, F, hierarchy), hierarchy, DAMPING), hierarchy)
+        return apply_by_modality(gradient, modality_inverses(F.T @ F, hierarchy, DAMPING), hierarchy)
 
     return direction
 
@@ -50,7 +49,7 @@ def hcl_shrunk(
     eigenvalues would be, stays zero. Stops at a relative gradient of 1e-6 (float64) or 1e-4 (float32): columns on their way
     to zero get there slowly.
     """
-    tolerance = default_tolerance(covariance.dtype, double=1e-6) if tolerance is None else tolerance
+    tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-6)
     factor, noise = shrunk_factor(covariance, hierarchy.n_factors)
     unshrunk, _ = denoised_factor(covariance, hierarchy.n_factors)
     start = structured_loadings(unshrunk, hierarchy)

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hcl_jax import blocks
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished, scale_equivariant, squared_scale
+from hcl_jax.estimators.estimate import Estimate, finished, scale_equivariant, squared_scale, stopping_tolerance
 from hcl_jax.estimators.spectral import least_squares_objective, structured_loadings
 from hcl_jax.structure import Hierarchy
 
@@ -19,13 +18,12 @@ Preconditioner = Callable[[Float[Array, "d K"], Float[Array, "d K"]], Float[Arra
 
 def half_gradient(loadings: Float[Array, "d K"], image: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
     """∇f/2 = [F(FᵀF) − S̃F]∘mask, from the image S̃F: FFᵀ is never formed."""
-    fitted = blocks.masked_mixed(loadings, blocks.cores(blocks.gram(loadings, loadings, hierarchy), hierarchy), hierarchy)
-    return fitted - jnp.where(hierarchy.mask, image, 0)
+    return jnp.where(hierarchy.mask, loadings @ (loadings.T @ loadings) - image, 0)
 
 
-def line_coefficients(F: Array, V: Array, V_image: Array, half_grad: Array, hierarchy: Hierarchy) -> Float[Array, "4"]:
+def line_coefficients(F: Array, V: Array, V_image: Array, half_grad: Array) -> Float[Array, "4"]:
     """c with f(F + tV) − f(F) = c₁t + c₂t² + c₃t³ + c₄t⁴, exactly: f is a quartic along a line."""
-    FF, VV, cross = blocks.gram(F, F, hierarchy), blocks.gram(V, V, hierarchy), blocks.gram(F, V, hierarchy)
+    FF, VV, cross = F.T @ F, V.T @ V, F.T @ V
     cross = cross + cross.T
     c2 = jnp.sum(cross**2) / 2 + jnp.sum(FF * VV) - jnp.sum(V * V_image)
     return jnp.stack([2 * jnp.sum(half_grad * V), c2, jnp.sum(cross * VV), jnp.sum(VV**2) / 2])
@@ -68,7 +66,7 @@ def minimise_masked(
     Directions follow Polak and Ribière, restarted along the preconditioned gradient when their coefficient is negative or they do
     not descend. Stops when ‖∇f/2‖_F ≤ tolerance · ‖S̃F∘mask‖_F (1e-8 in float64, 1e-4 in float32), or when f goes down no more.
     """
-    tolerance = default_tolerance(start.dtype) if tolerance is None else tolerance
+    tolerance = stopping_tolerance(tolerance, start.dtype)
     product = target.masked_product(hierarchy)
 
     def measure(F, image):
@@ -82,7 +80,7 @@ def minimise_masked(
         new_alignment = jnp.sum(gradient * steepest)
         direction = conjugate(gradient, steepest, new_alignment, direction, alignment)
         V_image = product(direction)
-        t = minimise_quartic(line_coefficients(F, direction, V_image, gradient, hierarchy))
+        t = minimise_quartic(line_coefficients(F, direction, V_image, gradient))
         F, image = F + t * direction, image + t * V_image
         new_gradient, converged = measure(F, image)
         momentum = (direction, gradient)

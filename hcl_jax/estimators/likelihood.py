@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hcl_jax import blocks
 from hcl_jax.covariance import SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished, log_scale, scale_equivariant
+from hcl_jax.estimators.estimate import Estimate, finished, log_scale, scale_equivariant, stopping_tolerance
 from hcl_jax.estimators.spectral import structured_loadings
-from hcl_jax.fisher import FisherOperator, Parameters, by_group, group_grams, group_sums, noise_groups
+from hcl_jax.fisher import FisherOperator, Parameters, by_group, group_grams, noise_groups
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
@@ -93,21 +92,19 @@ class _Problem:
 
     def pairs(self, A: Float[Array, "d K"], images: Float[Array, "g d K"]) -> Float[Array, "g g K K"]:
         """A_pᵀ S_pq B_q for all pairs of groups, from the images of B."""
-        modalities, n_groups = self.hierarchy.modalities, len(self.groups)
-        products = [[blocks.modality_inner(A, image, self.hierarchy, m) for m in modalities] for image in images]
-        return jnp.stack([group_sums(parts, n_groups) for parts in products], axis=1)
+        return jnp.stack([group_grams(A, image, self.groups) for image in images], axis=1)
 
     def line(self, at: _Point, V: Float[Array, "d K"], V_images: Float[Array, "g d K"], change: Float[Array, " g"]) -> _Line:
         """The likelihood along (V, change), from products that are at hand."""
-        n_groups, F = len(self.groups), at.loadings
-        FV, VV = (group_grams(A, V, self.hierarchy, n_groups) for A in (F, V))
+        F, groups = at.loadings, self.groups
+        FV, VV = (group_grams(A, V, groups) for A in (F, V))
         FSV = self.pairs(F, V_images)
         return _Line(
             jnp.stack([at.grams, FV + jnp.swapaxes(FV, 1, 2), VV]),
             jnp.stack([at.quadratic, FSV + jnp.transpose(FSV, (1, 0, 3, 2)), self.pairs(V, V_images)]),
             jnp.stack([at.noise, change]),
             self.sizes,
-            by_group(self.variances, self.groups),
+            by_group(self.variances, groups),
             self.smallest_noise,
         )
 
@@ -127,13 +124,11 @@ class _Problem:
         value: Float[Array, ""],
     ) -> _Point:
         """The point of these loadings and noise variances, from all that is linear or quadratic in the loadings."""
-        hierarchy = self.hierarchy
-        fisher = FisherOperator(F, noise, hierarchy, self.groups)
+        fisher = FisherOperator(F, noise, self.hierarchy, self.groups)
         covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ fisher.inverse
         gradient = fisher.minus_half_gradient(covariance_image, self.variances)
         rounding = GRADIENT_ROUNDING * jnp.finfo(F.dtype).eps * jnp.linalg.norm(F) / jnp.min(noise)
-        image = blocks.masked_mixed(F, blocks.cores(fisher.inverse, hierarchy), hierarchy) / fisher.psi  # Σ⁻¹F∘mask
-        scale = jnp.maximum(jnp.linalg.norm(image), rounding / self.tolerance)
+        scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image(), 0)), rounding / self.tolerance)
         relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / self.sizes))
         return _Point(F, images, noise, fisher.grams, quadratic, value, gradient, fisher.precondition(gradient), relative)
 
@@ -261,7 +256,7 @@ def hcl_ml(
     objective is −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν.
     """
     check_degrees_of_freedom(covariance, hierarchy)
-    tolerance = default_tolerance(covariance.dtype, double=1e-6) if tolerance is None else tolerance
+    tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-6)
     groups = noise_groups(hierarchy, noise_per_modality)
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)
     start = structured_loadings(factor, hierarchy)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators.estimate import Estimate, default_tolerance, finished
+from hcl_jax.estimators.estimate import Estimate, finished, stopping_tolerance
 from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise, smallest_noise
 from hcl_jax.linalg import Anderson, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure
@@ -146,7 +146,7 @@ def fit_posterior(
 ) -> tuple[Posterior, Estimate]:
     """(q, estimate): the whole variational posterior behind `hcl_vb`."""
     check_degrees_of_freedom(covariance, hierarchy)
-    tolerance = default_tolerance(covariance.dtype, double=1e-7, single=1e-6) if tolerance is None else tolerance
+    tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-7, single=1e-6)
     unit, root = covariance.in_unit_scale()
     vb = _Vb(unit, hierarchy)
     start = hcl_ml(unit, hierarchy, tolerance=START_TOLERANCE, max_steps=50)

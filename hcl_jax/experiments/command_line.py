@@ -34,7 +34,7 @@ from hcl_jax.experiments.sweep import (
     memory_available,
     memory_needed,
 )
-from hcl_jax.structure import Hierarchy, Structure
+from hcl_jax.structure import Hierarchy, Structure, structure_name
 
 Study = TypeVar("Study")
 
@@ -72,7 +72,8 @@ class SweepOptions:
     batched: bool = False
     """Replicates side by side in one program: always so on accelerators. Else one after the other, reproducible bit for bit."""
     devices: int | None = None
-    """Host devices on a CPU, over which replicates are spread. Default: the cores; with --batched, and in each worker, one."""
+    """Devices over which replicates are spread: by default all accelerators; on a CPU host devices, by default as many as cores,
+    but one with --batched, and in each worker."""
     memory_gib: float = 4.0
     """Budget for the draws that are held at a time: here, on all workers of --local-cluster, or on each of --scheduler."""
     scheduler: str | None = None
@@ -123,7 +124,10 @@ class Plan:
 def configure_for(study: SweepOptions) -> int:
     """Set JAX up as the options ask; returns how many devices to use."""
     devices = study.devices or 1 if _on_a_cluster(study) else study.devices
-    return configure(study.dtype, devices, study.batched)
+    used = configure(study.dtype, devices, study.batched)
+    if study.batched and jax.default_backend() == "cpu" and used < (study.devices or 1):
+        raise ValueError(f"devices: is {study.devices} beside --batched; expected 1, as batched replicates share one host device")
+    return used
 
 
 def make_plan(
@@ -261,7 +265,7 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
     """
     if structures:
         named = [parse_structure(text, rank) for text in structures]
-        check_list("structures", ["".join(map(str, s)) for s, _ in named])
+        check_list("structures", [structure_name(s) for s, _ in named])
         try:
             return Hierarchy(dims, dict(named))
         except ValueError as error:

@@ -63,7 +63,7 @@ class DownstreamCell:
     noise_variance: float
     response_noise_variance: float = 0.1
     support: tuple[Structure, ...] = ()
-    """Structures with non-zero coefficients; all of them where none is named."""
+    """Structures with non-zero coefficients, kept in the order of the hierarchy; all of them where none is named."""
 
     def __post_init__(self) -> None:
         if self.n < 2:
@@ -77,6 +77,7 @@ class DownstreamCell:
             if s not in self.hierarchy.structures:
                 known = ", ".join(map(structure_name, self.hierarchy.structures))
                 raise ValueError(f"support: unknown structure {structure_name(s)}; expected some of {known}")
+        object.__setattr__(self, "support", tuple(s for s in self.hierarchy.structures if s in self.support))
 
     @property
     def draw_name(self) -> str:

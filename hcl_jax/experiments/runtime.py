@@ -27,7 +27,8 @@ def configure(dtype: str = "float64", devices: int | None = None, batched: bool 
     On a CPU every core (or as many as `devices` says) becomes a host device that computes on one thread, in XLA and in LAPACK:
     replicates are spread over the devices, and no result depends on how a single product was divided. There are always two at
     least, the second idle where one was asked for: XLA simplifies a program for a single device in another way, and the last
-    bits follow. `batched` replicates share one device. Products in float32 run at full precision. Compiled programs are kept in
+    bits follow. `batched` replicates share one device. On accelerators all of them are used, or as many as `devices` says,
+    whatever the cores. Products in float32 run at full precision. Compiled programs are kept in
     the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose devices are in use already, these stay.
 
     Raises `ValueError` for an unknown dtype or a number of devices below 1.
@@ -43,6 +44,8 @@ def configure(dtype: str = "float64", devices: int | None = None, batched: bool 
     jax.config.update("jax_default_matmul_precision", "highest")
     _enable_compilation_cache()
     threadpool_limits(1)
+    if jax.default_backend() != "cpu":
+        return min(devices or jax.device_count(), jax.device_count())
     return used
 
 
