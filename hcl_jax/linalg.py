@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 MEMORY = 6  # past steps that Anderson's extrapolation combines
+GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
 
 
 def top_eigenpairs_of(matrix: Float[Array, "d d"], k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:
@@ -33,6 +34,16 @@ def least_squares_map(loadings: Float[Array, "d k"], relative_cut: float | None 
     visible = values > cut * values[-1]
     inverse = jnp.where(visible, 1 / jnp.where(visible, values, 1), 0)
     return loadings @ (vectors * inverse[None, :]) @ vectors.T
+
+
+def largest_roots(gram: Float[Array, "p p"], k: int) -> Float[Array, " k"]:
+    """The roots of the k largest eigenvalues of a Gram matrix: singular values of what it is the Gram matrix of."""
+    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1][:k], 0))
+
+
+def singular_values(matrix: Float[Array, "q p"], k: int) -> Float[Array, " k"]:
+    """The k largest, by the Gram matrix of the smaller side."""
+    return largest_roots(matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix, k)
 
 
 def leading_left_vectors(matrix: Float[Array, "q p"], k: int) -> Float[Array, "q k"]:

@@ -46,7 +46,7 @@ def covariance_of(x: np.ndarray) -> SampleCovariance:
     return SampleCovariance.from_data([jnp.asarray(x[:, HIERARCHY.rows(m)]) for m in HIERARCHY.modalities], form="matrix")
 
 
-QUICK = ("hcl-svd", "hcl-gn")
+QUICK = ("hcl-svd",)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES])

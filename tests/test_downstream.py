@@ -25,7 +25,7 @@ from simulations.downstream import PRESETS, main
 
 TINY = ["--dims", "7", "6", "5", "--rank", "1", "--no-progress"]
 GRID = ["--n-grid", "60", "90", "--m-grid", "40", "80", "--replicates", "3", "--support", "123", "12"]
-METHODS = ["--methods", "hcl-svd+posterior", "hcl-svd+debiased-group", "ajive+least-squares", "raw+ridge", "bayes"]
+METHODS = ["--methods", "hcl-svd+posterior", "hcl-svd+debiased-group", "raw+ridge", "bayes"]
 CELL = DownstreamCell(Hierarchy.full((7, 6, 5), 1), 60, 40, 0.1)
 
 

@@ -30,7 +30,7 @@ def fit(name, views, form):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("hcl-gn", "hcl-svd-published") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "hcl-svd-published" else pytest.mark.slow)
         for name in ESTIMATORS
         if name != "hcl-gd-published"
     ],

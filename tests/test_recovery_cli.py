@@ -122,6 +122,7 @@ def real_file(folder: Path, n: int = 400) -> Path:
     return folder / "views.npz"
 
 
+@pytest.mark.slow
 def test_a_fit_to_real_data_is_the_truth_of_every_replicate(tmp_path, capsys):
     file = str(real_file(tmp_path))
     output = tmp_path / "out"

@@ -77,6 +77,7 @@ def test_chunks_do_not_change_the_bits(tmp_path):
     assert_same_bits(sorted_results(tmp_path / "little"), sorted_results(tmp_path / "all"))
 
 
+@pytest.mark.slow
 def test_side_by_side_agrees_with_one_by_one(tmp_path):
     batched = Execution(batched=True, progress=False)
     for name, execution in (("one", QUIET), ("batched", batched)):

@@ -39,9 +39,8 @@ def draws(name):
     return [problem(hierarchy_for(name), seed, noise=0.5, n=1000) for seed in range(3)]
 
 
-@pytest.mark.parametrize(
-    "name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-gd-published", "hcl-svd-published")
-)  # every operation compiled by itself
+# Plain calls compile every operation by itself.
+@pytest.mark.parametrize("name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-ml", "hcl-gd-published", "hcl-svd-published"))
 def test_plain_and_compiled_agree(name):
     hierarchy, (_, S) = hierarchy_for(name), draws(name)[0]
     plain, compiled = ESTIMATORS[name](S, hierarchy), fitted_by(name)(S, hierarchy)
@@ -54,7 +53,7 @@ def test_plain_and_compiled_agree(name):
     assert int(plain.status) == int(compiled.status)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", marked_slow(ESTIMATORS, "hcl-vb"))
 def test_a_batch_of_three_equals_three_singles(name):
     hierarchy, covariances = hierarchy_for(name), [S for _, S in draws(name)]
     batch = batch_fitted_by(name)(stacked(covariances), hierarchy)

@@ -21,6 +21,7 @@ from hcl_jax.baselines.linear import (
     stack_blocks,
     stack_views,
 )
+from hcl_jax.linalg import singular_values
 from hcl_jax.structure import Hierarchy
 
 
@@ -260,4 +261,4 @@ def _whitened(part: Float[Array, "k t"], whole: Float[Array, "rows t"]) -> Float
 def _spectral_norm(matrix: Float[Array, "q p"]) -> Float[Array, ""]:
     if 0 in matrix.shape:
         return jnp.zeros((), matrix.dtype)
-    return jnp.sqrt(jnp.linalg.eigvalsh(matrix.T @ matrix)[-1])
+    return singular_values(matrix, 1)[0]

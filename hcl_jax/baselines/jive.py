@@ -23,10 +23,17 @@ from hcl_jax.baselines.linear import (
     stack_views,
     view_norms,
 )
-from hcl_jax.linalg import Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
+from hcl_jax.linalg import (
+    GUARD,
+    Anderson,
+    improved_left_vectors,
+    largest_roots,
+    leading_left_vectors,
+    least_squares_map,
+    singular_values,
+)
 from hcl_jax.structure import Hierarchy
 
-GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
 WARM_FROM = 3  # times the columns of the warm-started basis: from this size of a matrix on it beats an eigendecomposition
 
 
@@ -460,16 +467,6 @@ def _leading_run(observed: Float[Array, " k"], null: Float[Array, "draws k"], le
     return jnp.sum(jnp.cumprod((observed > cut).astype(jnp.int32))).astype(jnp.int32)
 
 
-def singular_values(matrix: Float[Array, "q p"], k: int) -> Float[Array, " k"]:
-    """The k largest, by the Gram matrix of the smaller side."""
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return _roots(gram, k)
-
-
-def _roots(gram: Float[Array, "p p"], k: int) -> Float[Array, " k"]:
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1][:k], 0))
-
-
 def _permutation(key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "..."]:
     return jnp.argsort(jr.bits(key, shape), axis=-1)
 
@@ -496,7 +493,7 @@ def joint_null(rest: Sequence[Float[Array, "n _p"]], k: int, n_draws: int, key: 
     gram_of = by_samples if n <= d else by_features
 
     def draw(key: PRNGKeyArray) -> Float[Array, " k"]:
-        return _roots(gram_of(grams, _permutation(key, (len(rest) - 1, n))), k)
+        return largest_roots(gram_of(grams, _permutation(key, (len(rest) - 1, n))), k)
 
     return lax.map(draw, jr.split(key, n_draws))
 

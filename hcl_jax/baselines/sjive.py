@@ -20,10 +20,8 @@ from hcl_jax.baselines.linear import (
     stack_views,
 )
 from hcl_jax.estimators.estimate import default_tolerance
-from hcl_jax.linalg import Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
+from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
 from hcl_jax.structure import Hierarchy
-
-GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
 
 
 @dataclass(frozen=True)

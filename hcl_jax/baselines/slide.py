@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import least_squares_map
+from hcl_jax.linalg import least_squares_map, singular_values
 from hcl_jax.structure import Hierarchy
 
 DEFAULT_WIDTH = 64
@@ -301,7 +301,7 @@ def penalised_path(Z: Float[Array, "n d"], dims: Sequence[int], config: SlideCon
     n, d = Z.shape
     width = min(n - 1, d, DEFAULT_WIDTH if config.width is None else config.width)
     edges = np.cumsum([0, *dims])
-    tops = [_largest_singular_value(Z[:, a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    tops = [singular_values(Z[:, a:b], 1)[0] for a, b in zip(edges[:-1], edges[1:], strict=True)]
     top = jnp.maximum(jnp.stack(tops).max(), config.smallest_penalty)
     exponents = jnp.linspace(0, 1, config.n_penalties, dtype=Z.dtype)
     penalties = top * (config.smallest_penalty / top) ** exponents
@@ -323,11 +323,6 @@ def penalised_path(Z: Float[Array, "n d"], dims: Sequence[int], config: SlideCon
     start = leading_loadings(Z, width)
     _, (loadings, norms, objective, steps) = lax.scan(solve, start, penalties, reverse=True)
     return SlidePath(penalties, loadings, norms, objective, steps)
-
-
-def _largest_singular_value(A: Float[Array, "n d"]) -> Float[Array, ""]:
-    small = A.T @ A if A.shape[0] >= A.shape[1] else A @ A.T
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(small)[-1], 0))
 
 
 def distinct_structures(

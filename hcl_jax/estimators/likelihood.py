@@ -58,8 +58,6 @@ class _Point(NamedTuple):
     images: Float[Array, "g d K"]  # S[:, p] F_p for every group p of features
     noise: Float[Array, " g"]
     grams: Float[Array, "g K K"]  # F_pᵀF_p
-    quadratic: Float[Array, "g g K K"]  # F_pᵀ S_pq F_q
-    value: Float[Array, ""]  # log det Σ + tr(Σ⁻¹S)
     gradient: Parameters  # −½ of it
     scored: Parameters  # the same, preconditioned by the Fisher information
     relative: Float[Array, ""]  # size of the gradient
@@ -98,39 +96,25 @@ class _Problem:
         """The likelihood along (V, change), from products that are at hand."""
         F, groups = at.loadings, self.groups
         FV, VV = (group_grams(A, V, groups) for A in (F, V))
-        FSV = self.pairs(F, V_images)
+        FSF, FSV, VSV = self.pairs(F, at.images), self.pairs(F, V_images), self.pairs(V, V_images)
         return _Line(
             jnp.stack([at.grams, FV + jnp.swapaxes(FV, 1, 2), VV]),
-            jnp.stack([at.quadratic, FSV + jnp.transpose(FSV, (1, 0, 3, 2)), self.pairs(V, V_images)]),
+            jnp.stack([FSF, FSV + jnp.transpose(FSV, (1, 0, 3, 2)), VSV]),
             jnp.stack([at.noise, change]),
             self.sizes,
             by_group(self.variances, groups),
             self.smallest_noise,
         )
 
-    def start(self, F: Float[Array, "d K"], noise: Float[Array, " g"]) -> _Point:
-        """The point of these loadings and noise variances."""
-        images = self.images(F)
-        at = self.at(F, images, noise, self.pairs(F, images), jnp.zeros((), F.dtype))
-        here = self.line(at, jnp.zeros_like(F), jnp.zeros_like(images), jnp.zeros_like(noise))
-        return at._replace(value=here.value_and_slope(jnp.zeros((), F.dtype))[0])
-
-    def at(
-        self,
-        F: Float[Array, "d K"],
-        images: Float[Array, "g d K"],
-        noise: Float[Array, " g"],
-        quadratic: Float[Array, "g g K K"],
-        value: Float[Array, ""],
-    ) -> _Point:
-        """The point of these loadings and noise variances, from all that is linear or quadratic in the loadings."""
+    def at(self, F: Float[Array, "d K"], images: Float[Array, "g d K"], noise: Float[Array, " g"]) -> _Point:
+        """The point of these loadings and noise variances, from the images of the loadings."""
         fisher = FisherOperator(F, noise, self.hierarchy, self.groups)
         covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ fisher.inverse
         gradient = fisher.minus_half_gradient(covariance_image, self.variances)
         rounding = GRADIENT_ROUNDING * jnp.finfo(F.dtype).eps * jnp.linalg.norm(F) / jnp.min(noise)
         scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image(), 0)), rounding / self.tolerance)
         relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / self.sizes))
-        return _Point(F, images, noise, fisher.grams, quadratic, value, gradient, fisher.precondition(gradient), relative)
+        return _Point(F, images, noise, fisher.grams, gradient, fisher.precondition(gradient), relative)
 
 
 def _dot(a, b) -> Float[Array, ""]:
@@ -141,9 +125,11 @@ def _combine(a, b, factor):
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
 
 
-def line_step(line: _Line, start: Float[Array, ""], slope: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(t, the objective there), from objective and slope at 0: the better of t = 1 and the secant step after it, halved until it
-    lowers the objective; t = 0 if none does."""
+def line_step(line: _Line) -> Float[Array, ""]:
+    """A step that lowers the objective: the better of t = 1 and the secant step after it, halved until it does; 0 if none
+    does."""
+    zero = jnp.zeros((), line.noise.dtype)
+    start, slope = line.value_and_slope(zero)
     shrinking = jnp.where(line.noise[1] < 0, -line.noise[0] / jnp.where(line.noise[1] < 0, line.noise[1], -1), jnp.inf)
     first = jnp.minimum(1, jnp.min(shrinking) / 2)
     value, first_slope = line.value_and_slope(first)
@@ -161,8 +147,7 @@ def line_step(line: _Line, start: Float[Array, ""], slope: Float[Array, ""]) -> 
 
     state = (t, jnp.where(better, second_value, value), 0)
     t, value, _ = jax.lax.while_loop(lambda s: ~(s[1] <= start + slack) & (s[2] < 30), halve, state)
-    lowered = value <= start + slack
-    return jnp.where(lowered, t, 0), jnp.where(lowered, value, start)
+    return jnp.where(value <= start + slack, t, 0)
 
 
 def maximise_likelihood(
@@ -190,10 +175,8 @@ def maximise_likelihood(
         ascends = alignment + beta * _dot(search.direction, at.gradient) > 0
         V, change = _combine(at.scored, search.direction, jnp.where(ascends, beta, 0))
         V_images = problem.images(V)
-        line = problem.line(at, V, V_images, change)
-        t, value = line_step(line, at.value, -2 * _dot(at.gradient, (V, change)))
-        quadratic = line.quadratic[0] + t * (line.quadratic[1] + t * line.quadratic[2])
-        reached = problem.at(at.loadings + t * V, at.images + t * V_images, at.noise + t * change, quadratic, value)
+        t = line_step(problem.line(at, V, V_images, change))
+        reached = problem.at(at.loadings + t * V, at.images + t * V_images, at.noise + t * change)
         moved = (t > 0) & jnp.isfinite(reached.relative)  # not where Σ is singular to rounding
 
         def kept(new: Array, old: Array) -> Array:  # of what a fit that ends here is made of
@@ -201,17 +184,20 @@ def maximise_likelihood(
 
         reached = reached._replace(
             loadings=kept(reached.loadings, at.loadings),
+            images=kept(reached.images, at.images),
             noise=kept(reached.noise, at.noise),
-            value=kept(reached.value, at.value),
+            grams=kept(reached.grams, at.grams),
             relative=kept(reached.relative, at.relative),
         )
         return _Search(reached, (V, change), at.gradient, alignment, moved, search.step + 1)
 
     zero = (jnp.zeros_like(start), jnp.zeros_like(start_noise))
-    search = _Search(problem.start(start, start_noise), zero, zero, jnp.zeros((), start.dtype), jnp.array(True), jnp.array(0))
+    first = problem.at(start, problem.images(start), start_noise)
+    search = _Search(first, zero, zero, jnp.zeros((), start.dtype), jnp.array(True), jnp.array(0))
     search = jax.lax.while_loop(lambda s: (s.at.relative > tolerance) & s.moved & (s.step < max_steps), advance, search)
     at = search.at
-    objective = at.value + start.shape[0] * jnp.log(2 * jnp.pi)
+    still = problem.line(at, jnp.zeros_like(start), jnp.zeros_like(at.images), zero[1])
+    objective = still.value_and_slope(jnp.zeros((), start.dtype))[0] + start.shape[0] * jnp.log(2 * jnp.pi)
     noise = at.noise if len(groups) > 1 else at.noise[0]
     return finished(at.loadings, noise, at.relative <= tolerance, search.step, objective)
 

@@ -34,7 +34,7 @@ from hcl_jax.experiments.sweep import (
     memory_available,
     memory_needed,
 )
-from hcl_jax.structure import Hierarchy, Structure, structure_name
+from hcl_jax.structure import Hierarchy, Structure
 
 Study = TypeVar("Study")
 
@@ -265,7 +265,7 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
     """
     if structures:
         named = [parse_structure(text, rank) for text in structures]
-        check_list("structures", [structure_name(s) for s, _ in named])
+        check_list("structures", [".".join(map(str, s)) for s, _ in named])
         try:
             return Hierarchy(dims, dict(named))
         except ValueError as error:
