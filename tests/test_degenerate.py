@@ -46,10 +46,7 @@ def covariance_of(x: np.ndarray) -> SampleCovariance:
     return SampleCovariance.from_data([jnp.asarray(x[:, HIERARCHY.rows(m)]) for m in HIERARCHY.modalities], form="matrix")
 
 
-QUICK = ("hcl-svd",)
-
-
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
 def fitted(request):
     """(name, the compiled estimator in single precision, where little is needed to leave the range of numbers)."""
     return request.param, jax.jit(lambda S: ESTIMATORS[request.param](S, HIERARCHY))

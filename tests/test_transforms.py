@@ -53,7 +53,7 @@ def test_plain_and_compiled_agree(name):
     assert int(plain.status) == int(compiled.status)
 
 
-@pytest.mark.parametrize("name", marked_slow(ESTIMATORS, "hcl-vb"))
+@pytest.mark.parametrize("name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-ml"))
 def test_a_batch_of_three_equals_three_singles(name):
     hierarchy, covariances = hierarchy_for(name), [S for _, S in draws(name)]
     batch = batch_fitted_by(name)(stacked(covariances), hierarchy)
@@ -69,7 +69,7 @@ def test_a_batch_of_three_equals_three_singles(name):
 
 
 # The published descent never aligns its start, so that what it ends in depends on the signs of the start's eigenvectors.
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "hcl-gd-published"])
+@pytest.mark.parametrize("name", marked_slow([name for name in ESTIMATORS if name != "hcl-gd-published"], "hcl-vb"))
 def test_float32_is_near_float64(name):
     hierarchy, (_, S) = hierarchy_for(name), draws(name)[0]
     half = fitted_by(name)(lower_precision(S), hierarchy)
