@@ -18,6 +18,7 @@ for every subset of the views.
 import io
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +108,7 @@ class Study:
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of all computations."""
     output: Path = Path("results/real_prediction")
-    """Folder of the tables: DATA-accuracy.parquet and DATA-structures.parquet. It holds one seed, dtype and test share."""
+    """Folder of the tables: DATA-accuracy.parquet and DATA-structures.parquet. It holds one file, seed, dtype and test share."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,7 @@ class Split:
 def read(study: Study) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """(views, labels as 0 … C − 1, names of the classes). Raises `ValueError` that names what is missing."""
     known = DATA[study.data]
-    path = study.file or Path(os.environ.get("HCL_DATA", "../shared/data")) / known.file
-    if not path.exists():
-        raise ValueError(f"file: {path} does not exist; expected the file of {study.data}, under HCL_DATA or given by --file")
+    path = file_of(study)
     views = load_views(path, known.views, "file")
     with np.load(path, allow_pickle=False) as held:
         if known.label not in held.files:
@@ -215,10 +214,19 @@ def classify(scores: jax.Array, labels: jax.Array, key: jax.Array, n_classes: in
     return softmax_regression(scores, labels, n_classes, hierarchy, key=key)
 
 
+def file_of(study: Study) -> Path:
+    """The .npz file. Raises `ValueError` where there is none."""
+    path = study.file or Path(os.environ.get("HCL_DATA", "../shared/data")) / DATA[study.data].file
+    if not path.is_file():
+        raise ValueError(f"file: {path} does not exist; expected the file of {study.data}, under HCL_DATA or given by --file")
+    return path
+
+
 def identity(study: Study) -> dict[str, Any]:
     """What the numbers depend on beside the method and the split: columns of both tables."""
     return {
         "data": study.data,
+        "file_crc32": zlib.crc32(file_of(study).read_bytes()),
         "seed": study.seed,
         "dtype": study.dtype,
         "test_share": study.test_share,
@@ -226,7 +234,14 @@ def identity(study: Study) -> dict[str, Any]:
     }
 
 
-KEY = {"data": pl.String, "seed": pl.Int64, "dtype": pl.String, "test_share": pl.Float64, "version": pl.String}
+KEY = {
+    "data": pl.String,
+    "file_crc32": pl.Int64,
+    "seed": pl.Int64,
+    "dtype": pl.String,
+    "test_share": pl.Float64,
+    "version": pl.String,
+}
 COLUMNS = {
     "accuracy": KEY
     | {"method": pl.String, "split": pl.Int64, "accuracy": pl.Float64, "log_loss": pl.Float64}
@@ -264,9 +279,12 @@ class Tables:
 
     def __init__(self, study: Study):
         """Reads those that are there. Raises `ValueError` where they cannot be read or belong to another study."""
-        self.study = study
+        self.study, self.identity = study, identity(study)
         self.held = {name: self._read(name) for name in COLUMNS}
-        self.done = set(self.held["accuracy"].select("method", "split").iter_rows())
+        finished = self.held["accuracy"].select("method", "split")
+        self.done = set(finished.iter_rows())
+        # structures are written first: those of a split whose accuracy is not there are computed again
+        self.held["structures"] = self.held["structures"].join(finished, on=["method", "split"], how="semi")
 
     def _path(self, name: str) -> Path:
         return self.study.output / f"{self.study.data}-{name}.parquet"
@@ -281,15 +299,15 @@ class Tables:
             raise ValueError(f"output: {path} cannot be read ({error}); expected a table of this study, or none") from None
         if dict(table.schema) != COLUMNS[name]:
             raise ValueError(f"output: {path} has other columns than this version writes; expected another folder")
-        for column, value in identity(self.study).items():
+        for column, value in self.identity.items():
             if others := set(table[column]) - {value}:
                 raise ValueError(f"output: {path} holds {column} {others.pop()}; expected {value}, or another folder")
         return table
 
     def add(self, rows: dict[str, list[dict[str, Any]]]) -> None:
         """Write both tables whole with these rows more; raises `OutputError` where the folder cannot be written."""
-        for name, more in rows.items():
-            table = pl.concat([self.held[name], pl.DataFrame(more, schema=COLUMNS[name])])
+        for name in ("structures", "accuracy"):
+            table = pl.concat([self.held[name], pl.DataFrame(rows[name], schema=COLUMNS[name])])
             buffer = io.BytesIO()
             table.write_parquet(buffer)
             write_bytes(self._path(name), buffer.getvalue(), self.study.output)
@@ -320,7 +338,7 @@ def run(study: Study) -> Tables:
             scores = equal_scales(representations.scores(representation, split, key))
             told = hierarchy if penalty == "group" else None
             fit = jax.block_until_ready(classify(scores[0], split.train_labels, key, len(classes), told))
-            base = identity(study) | {"method": method, "split": number}
+            base = tables.identity | {"method": method, "split": number}
             rows["accuracy"].append(base | accuracy_row(fit, scores, split, perf_counter() - start))
             if representation in ESTIMATORS:
                 rows["structures"] += [base | row for row in structure_rows(fit, hierarchy)]

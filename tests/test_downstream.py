@@ -175,10 +175,28 @@ def test_real_data_are_resumed_and_added_to(two_classes, tmp_path, capsys):
     assert resumed.drop("seconds").sort("method", "split").equals(alone.drop("seconds").sort("method", "split"))
     assert drawn(tmp_path / "parts") == ["real_prediction_accuracy.png"]  # no method has shares of structures
     capsys.readouterr()
+    other = tmp_path / "other.npz"
+    other.write_bytes(two_classes.read_bytes() + b" ")
+    assert real_prediction.main([*whole, "--file", str(other), "--output", str(tmp_path / "parts")]) == 2
+    assert "holds file_crc32" in capsys.readouterr().err
     assert real_prediction.main([*whole, "--seed", "1", "--output", str(tmp_path / "parts")]) == 2
     assert "--output" in (said := capsys.readouterr().err)
     assert "holds seed 0; expected 1" in said
     assert pl.read_parquet(tmp_path / "parts/tcga-accuracy.parquet").equals(resumed)
+
+
+@pytest.mark.usefixtures("_two")
+def test_a_death_between_the_two_tables_of_real_data_costs_nothing(two_classes, tmp_path):
+    study = ["--file", str(two_classes), "--methods", "hcl-svd", "--output", str(tmp_path), "--splits"]
+    accuracy, structures = (tmp_path / f"tcga-{name}.parquet" for name in ("accuracy", "structures"))
+    assert real_prediction.main([*study, "1"]) == 0
+    first = accuracy.read_bytes()
+    assert real_prediction.main([*study, "2"]) == 0
+    whole = pl.read_parquet(structures)
+    accuracy.write_bytes(first)  # as if the process had died before it wrote the second split's
+    assert real_prediction.main([*study, "2"]) == 0
+    assert pl.read_parquet(structures).equals(whole)
+    assert pl.read_parquet(accuracy)["split"].to_list() == [0, 1]
 
 
 @pytest.mark.usefixtures("_two")
