@@ -35,6 +35,7 @@ from curves import (
 from hcl_jax.experiments import FITTED, read_results
 from style import LIMIT, METRICS, PRINT, Destination, log_errors, method_style, ordered, panels, run_script, save_all
 
+CUT = 1.6  # times the limit
 VARIANTS = {
     "true": "true",
     "missing": "one\nmissing",
@@ -62,7 +63,7 @@ def fig_global_errors(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_fro
 
 @mpl.rc_context(PRINT)
 def fig_over_limit(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_frobenius", "procrustes_frobenius")) -> Figure:
-    """Global errors over the limit of the same draws, against n: what is left to gain. Cut off at 1.6 times the limit."""
+    """Global errors over the limit of the same draws, against n: what is left to gain. Cut off at `CUT`."""
     groups = settings(table.filter(pl.col("fitted") == "true"))
     figure, axes = panels(len(metrics), len(groups), 3.5, 2.6)
     for row, metric in zip(axes, metrics, strict=True):
@@ -71,11 +72,11 @@ def fig_over_limit(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_froben
             style = method_style(LIMIT)
             panel.axhline(1, color=style.colour, linestyle=style.line, label=style.label)
             low, high = panel.get_ylim()
-            panel.set_ylim(low, min(high, 1.6))
+            panel.set_ylim(low, min(high, CUT))
             label = METRICS.get(metric, metric)
             panel.set(title=setting_title(setting), xlabel="samples n", ylabel=f"{label}  over the limit", yscale="linear")
     legend_above(figure, axes[0][0])
-    annotate(figure, table)
+    annotate(figure, table, f" The axes end at {CUT}: curves that are not seen lie above it.")
     return figure
 
 
