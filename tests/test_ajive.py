@@ -54,7 +54,7 @@ def ranks_of(fitted):
     return int(joint.sum()), [int(columns.sum()) for columns in individual]
 
 
-ALL = ["a", "b", pytest.param("tcga", marks=pytest.mark.slow)]
+ALL = ["a", *(pytest.param(name, marks=pytest.mark.slow) for name in ("b", "tcga"))]
 
 
 @pytest.mark.parametrize("name", ALL)

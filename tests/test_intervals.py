@@ -57,6 +57,7 @@ def test_standard_errors_are_those_of_the_dense_information(per_modality):
     assert_at_most(relative(intervals.estimate - intervals.lower, half), 1e-12, "lower half width")
 
 
+@pytest.mark.slow
 def test_width_follows_the_level_and_the_sample_size():
     _, S, estimate = fit()
     narrow, wide = (gram_intervals(estimate, S, TWO, ENTRIES[:1], level) for level in (0.5, 0.99))
@@ -67,6 +68,7 @@ def test_width_follows_the_level_and_the_sample_size():
     assert_at_most(relative(larger.standard_error, narrow.standard_error / 2), 1e-6, "standard error at four times ν")
 
 
+@pytest.mark.slow
 def test_block_norms_are_freed_from_the_noise_in_them():
     """‖Λ̂‖² less the trace of the block's covariance, rotations left out; that trace has a Monte Carlo error (16 probes)."""
     _, S, estimate = fit()

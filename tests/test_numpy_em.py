@@ -37,6 +37,7 @@ def test_every_iteration_increases_the_likelihood_and_keeps_the_zeros(hierarchy,
     assert all(not F[~hierarchy.mask].any() for F, _ in steps)
 
 
+@pytest.mark.slow
 def test_the_optimum_is_that_of_hcl_ml():
     truth, covariance = problem(UNEVEN, noise=0.5)
     S = np.asarray(covariance.matrix)

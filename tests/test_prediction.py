@@ -165,6 +165,7 @@ def test_an_indefinite_moment_is_projected_and_said():
     assert int(solvers["least_squares"](FoldMoments.from_rows(SCORES, Y, FOLDS), noise_gram).status) == 0
 
 
+@pytest.mark.slow
 def test_relevance_shrinks_what_does_not_help():
     truth = make_truth(support=((1, 2),))
     x, y = labelled(truth, 2000)

@@ -171,6 +171,7 @@ def test_a_file_that_is_cut_short_is_one_line(tmp_path, capsys, kept):
     )
 
 
+@pytest.mark.slow
 def test_a_kept_truth_is_read_back_unchanged(tmp_path):
     views = load_views(real_file(tmp_path), ["a", "b"])
     truth = fit_truth(views, Hierarchy((6, 5), {(1, 2): 1, (1,): 1}))

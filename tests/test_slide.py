@@ -398,6 +398,7 @@ def test_bad_views_are_named():
         slide.fit([view[:5] for view in views], THREE, SlideConfig(ranks="bcv"), key=KEY)
 
 
+@pytest.mark.slow
 def test_views_may_keep_their_common_scale():
     """Where views are of one scale already, scaling changes nothing; where one is larger, its factors come to count for more."""
     rng = np.random.default_rng(0)

@@ -68,6 +68,7 @@ def test_a_grid_over_n_and_noise_compiles_each_program_once(tmp_path):
     assert report.n_compilations == 1 + 2 + 1 + 1  # the draw, two estimators, their errors, the limit
 
 
+@pytest.mark.slow
 def test_chunks_do_not_change_the_bits(tmp_path):
     cells = [Cell(SMALL, 50, 1.0)]
     little = Execution(memory_gib=1e-9, progress=False)
@@ -96,6 +97,7 @@ def test_every_replicate_and_seed_has_its_own_draw(tmp_path):
     assert len({*errors[0], *errors[1]}) == 10
 
 
+@pytest.mark.slow
 def test_wrong_hierarchies_are_fitted_to_the_same_draws(tmp_path):
     cells = [Cell(SMALL, 200, 1.0, fitted=fitted) for fitted in ("true", "extra", "missing", "merged")]
     compute(tmp_path, make_sweep(cells, ["hcl-svd", "cramer-rao"], replicates=2))

@@ -40,7 +40,9 @@ def draws(name):
 
 
 # Plain calls compile every operation by itself.
-@pytest.mark.parametrize("name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-ml", "hcl-gd-published", "hcl-svd-published"))
+@pytest.mark.parametrize(
+    "name", marked_slow(ESTIMATORS, "hcl-vb", "hcl-ml", "hcl-shrunk", "hcl-gd-published", "hcl-svd-published")
+)
 def test_plain_and_compiled_agree(name):
     hierarchy, (_, S) = hierarchy_for(name), draws(name)[0]
     plain, compiled = ESTIMATORS[name](S, hierarchy), fitted_by(name)(S, hierarchy)
@@ -69,7 +71,7 @@ def test_a_batch_of_three_equals_three_singles(name):
 
 
 # The published descent never aligns its start, so that what it ends in depends on the signs of the start's eigenvectors.
-@pytest.mark.parametrize("name", marked_slow([name for name in ESTIMATORS if name != "hcl-gd-published"], "hcl-vb"))
+@pytest.mark.parametrize("name", marked_slow([name for name in ESTIMATORS if name != "hcl-gd-published"], "hcl-vb", "hcl-ml"))
 def test_float32_is_near_float64(name):
     hierarchy, (_, S) = hierarchy_for(name), draws(name)[0]
     half = fitted_by(name)(lower_precision(S), hierarchy)

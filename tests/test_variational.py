@@ -133,6 +133,7 @@ def test_a_sweep_maximises_in_each_coordinate(seed):
     assert_at_most(naive_bound(X, (C_z, 0.99 * B), posterior, TWO) - best, 1e-9 * abs(best), "gain from changing B")
 
 
+@pytest.mark.slow
 def test_the_bound_never_falls_along_the_fit():
     """With more steps −bound/ν is lower or the same, acceleration included."""
     for seed in range(6):
@@ -159,6 +160,7 @@ def spare_weight(estimate, hierarchy):
     return shared[2] ** 2 + np.sum(F[:, hierarchy.columns((2,))] ** 2)
 
 
+@pytest.mark.slow
 def test_columns_that_are_not_there_are_pruned():
     """A structure and a factor too many: empty in the population, nearly so in samples, where hcl-ml fits noise with them."""
     hierarchy = Hierarchy((12, 10), {(1, 2): 2, (1,): 1})
