@@ -107,6 +107,12 @@ class SampleCovariance(eqx.Module):
             return SampleCovariance(self.matrix / root / root, n=self.n), root
         return SampleCovariance(data=self._rows / root, n=self.n), root
 
+    def divided_by(self, scale: Float[Array, " d"]) -> "SampleCovariance":
+        """The covariance of the features in units of their own: S_ij/(scale_i scale_j)."""
+        if self.matrix is not None:
+            return SampleCovariance(self.matrix / scale[:, None] / scale[None, :], n=self.n)
+        return SampleCovariance(data=self._rows / scale[None, :], n=self.n)
+
     @property
     def nu(self) -> Float[Array, ""]:
         """ν = n − 1, the degrees of freedom."""
