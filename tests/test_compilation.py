@@ -35,7 +35,7 @@ def scaled_sum(x, *, power=1.0, name="plain"):
 
 
 def test_a_compiled_function_finds_its_program_however_the_call_is_written():
-    program, ones, twos = compiled(scaled_sum), jnp.ones(5), jnp.full(5, 2.0)
+    program, ones, twos = compiled(scaled_sum), jnp.ones(5), jnp.full(5, 2.0, float)
     with compilations() as first:
         program(ones, power=2.0)
     with compilations() as again:
