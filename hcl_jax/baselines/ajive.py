@@ -21,7 +21,7 @@ from hcl_jax.baselines.linear import (
     stack_blocks,
     stack_views,
 )
-from hcl_jax.linalg import singular_values
+from hcl_jax.linalg import spectral_norm
 from hcl_jax.structure import Hierarchy
 
 
@@ -230,12 +230,12 @@ def null_draws(
             factors.append(_normal_factor(key, size, columns, unused[:taken]))
             unused = unused[taken:]
         R = factors[0]
-        random = _spectral_norm(jnp.concatenate([_whitened(R[:, a:b], R[:, a:b]) for a, b in pairwise(edges)], axis=1)) ** 2
+        random = spectral_norm(jnp.concatenate([_whitened(R[:, a:b], R[:, a:b]) for a, b in pairwise(edges)], axis=1)) ** 2
         norms = []
         for (rest, size), others, key in zip(frames, factors[1:], keys[len(hidden) :], strict=False):
             seen = jr.normal(key, (min(rest.size, size), others.shape[1]), dtype)
             frame = _whitened(seen, jnp.concatenate([seen, others]))
-            norms.append(_spectral_norm(rest[: seen.shape[0], None] * frame))
+            norms.append(spectral_norm(rest[: seen.shape[0], None] * frame))
         return random, jnp.maximum(jnp.stack(norms[::2]), jnp.stack(norms[1::2]))
 
     random, largest = lax.map(draw, (jr.split(k_draws, n_draws), chi))
@@ -256,9 +256,3 @@ def _whitened(part: Float[Array, "k t"], whole: Float[Array, "rows t"]) -> Float
     if 0 in part.shape:
         return part
     return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(whole.T @ whole), part.T, lower=True).T
-
-
-def _spectral_norm(matrix: Float[Array, "q p"]) -> Float[Array, ""]:
-    if 0 in matrix.shape:
-        return jnp.zeros((), matrix.dtype)
-    return singular_values(matrix, 1)[0]

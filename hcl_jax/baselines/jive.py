@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from hcl_jax.alignment import align_globally
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
@@ -27,6 +28,7 @@ from hcl_jax.linalg import (
     GUARD,
     Anderson,
     improved_left_vectors,
+    inverse_root,
     largest_roots,
     leading_left_vectors,
     least_squares_map,
@@ -357,9 +359,9 @@ def _accelerate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Ar
         value = jnp.sum((D - parts.joint_part()) ** 2)
         own = jnp.pad(masks[0], (0, state.tracked[0].shape[1] - width))
         joint = _leading(D, jnp.where(own[None, :], _padded(V_J, state.tracked[0]), state.tracked[0]), width)
-        plain = _aligned(jnp.where(masks[0][None, :], joint[:, :width], 0), V_J)
+        plain = align_globally(jnp.where(masks[0][None, :], joint[:, :width], 0), V_J)
         memory = state.memory.push(plain.ravel(), (plain - V_J).ravel())
-        ahead = _orthonormal(memory.extrapolate().reshape(q, width))
+        ahead = _nearest_frame(memory.extrapolate().reshape(q, width))
         change = _move(parts, state.parts)
         accepted = _Search(parts, value, (joint, *vectors), ahead, plain, memory.used == 0, memory, change)
         back = state._replace(
@@ -397,18 +399,9 @@ def _padded(V: Float[Array, "q r"], like: Float[Array, "q k"]) -> Float[Array, "
     return jnp.zeros_like(like).at[:, : V.shape[1]].set(V)
 
 
-def _aligned(V: Float[Array, "q r"], target: Float[Array, "q r"]) -> Float[Array, "q r"]:
-    """V Q, Q the orthogonal matrix that brings it nearest to the target."""
-    left, _, right = jnp.linalg.svd(V.T @ target)
-    return V @ (left @ right)
-
-
-def _orthonormal(V: Float[Array, "q r"]) -> Float[Array, "q r"]:
+def _nearest_frame(V: Float[Array, "q r"]) -> Float[Array, "q r"]:
     """The nearest matrix with orthonormal columns; columns of zeros stay."""
-    values, vectors = jnp.linalg.eigh(V.T @ V)
-    positive = values > jnp.finfo(V.dtype).eps
-    roots = jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, values, 1)), 0)
-    return V @ ((vectors * roots[None, :]) @ vectors.T)
+    return V @ inverse_root(V.T @ V)[0]
 
 
 def _without(V: Float[Array, "q r"], matrix: Float[Array, "q p"]) -> Float[Array, "q p"]:

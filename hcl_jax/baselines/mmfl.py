@@ -29,13 +29,12 @@ from hcl_jax.baselines.slide import (
     canonical_columns,
     centre_and_scale,
     feature_mask,
-    inverse_root,
     leading_loadings,
     moments,
     squarem,
 )
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import least_squares_map
+from hcl_jax.linalg import inverse_root, least_squares_map
 from hcl_jax.structure import Hierarchy
 
 

@@ -20,7 +20,7 @@ from hcl_jax.baselines.linear import (
     stack_views,
 )
 from hcl_jax.estimators.estimate import default_tolerance
-from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
+from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map, triangle
 from hcl_jax.structure import Hierarchy
 
 
@@ -118,8 +118,7 @@ def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -
     scale = jnp.sqrt(jnp.sum(centred**2, axis=0) / (n - 1))
     floor = 10 * jnp.finfo(columns.dtype).eps * jnp.abs(centre)
     Z = jnp.where((scale > floor)[None, :], centred / jnp.where(scale > floor, scale, 1)[None, :], 0)
-    core = jnp.linalg.qr(Z, mode="r") if Z.shape[0] > Z.shape[1] else Z
-    return _Standardised(core, centre, jnp.where(scale > floor, scale, 1))
+    return _Standardised(triangle(Z), centre, jnp.where(scale > floor, scale, 1))
 
 
 def _leading(T: Float[Array, "q p"], tracked: Float[Array, "q k"]) -> Float[Array, "q k"]:

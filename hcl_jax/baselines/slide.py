@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import least_squares_map, singular_values
+from hcl_jax.linalg import inverse_root, least_squares_map, singular_values, triangle
 from hcl_jax.structure import Hierarchy
 
 DEFAULT_WIDTH = 64
@@ -137,15 +137,6 @@ def squarem(
     state = (start, start, infinity, jnp.asarray(0), jnp.asarray(False))
     _, point, _, steps, done = lax.while_loop(lambda state: ~state[4] & (state[3] < max_steps), cycle, state)
     return FixedPoint(point, done, steps)
-
-
-def inverse_root(gram: Float[Array, "R R"]) -> tuple[Float[Array, "R R"], Float[Array, ""]]:
-    """((BᵀB)^(−½), ‖B‖_*) from BᵀB: B times the first is the polar factor of B. Where B has no extent, neither has the factor."""
-    values, vectors = jnp.linalg.eigh(gram)
-    kept = values > gram.shape[0] * jnp.finfo(gram.dtype).eps * values[-1]
-    roots = jnp.where(kept, jnp.sqrt(jnp.where(kept, values, 1)), 0)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, roots, 1), 0)
-    return (vectors * inverse[None, :]) @ vectors.T, roots.sum()
 
 
 def moments(Z: Float[Array, "n d"]) -> Callable[[Float[Array, "d R"]], Float[Array, "d R"]]:
@@ -403,10 +394,10 @@ def bi_cross_validation(
         out = row_folds == fold
         n_in, n_out = (~out).sum().astype(Z.dtype), out.sum().astype(Z.dtype)
         mean = jnp.sum(jnp.where(out[:, None], 0, Z), axis=0) / n_in
-        inside = _triangle(jnp.where(out[:, None], 0, Z - mean[None, :]))
+        inside = triangle(jnp.where(out[:, None], 0, Z - mean[None, :]))
         rows = jnp.where(out[:, None], Z, 0)
         spread = jnp.where(out[:, None], Z - jnp.sum(rows, axis=0, keepdims=True) / n_out, 0)
-        variation, outside = jnp.sum(spread**2, axis=0), _triangle(rows)
+        variation, outside = jnp.sum(spread**2, axis=0), triangle(rows)
 
         def column_fold(fold):
             hidden = column_folds == fold
@@ -439,8 +430,3 @@ def bi_cross_validation(
         return lax.map(column_fold, jnp.arange(config.folds[1]))
 
     return lax.map(row_fold, jnp.arange(config.folds[0])).reshape(-1, structures.shape[0])
-
-
-def _triangle(rows: Float[Array, "n d"]) -> Float[Array, "k d"]:
-    """k ≤ d rows with the same inner products of columns: what a fit sees of many rows."""
-    return rows if rows.shape[0] <= rows.shape[1] else jnp.linalg.qr(rows, mode="r")
