@@ -68,7 +68,7 @@ def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "floa
             f"rank: makes {fitted.n_factors} factors of {train.sum()} samples; expected fewer than {train.sum() - 1}"
         )
     held_out, independent = _held_out([view[train] for view in views], [view[~train] for view in views], fitted, dtype)
-    posterior, estimate = _fit([np.asarray(standardise(view, view)) for view in views], fitted, dtype)
+    posterior, estimate = _fit([standardise(view, view) for view in views], fitted, dtype)
     loadings, kept = np.asarray(estimate.loadings), fitted
     if hierarchy is None:
         loadings, kept = keep_columns(loadings, np.asarray(relevance(posterior, fitted)), fitted)
@@ -85,7 +85,7 @@ def _fit(views: Sequence[np.ndarray], hierarchy: Hierarchy, dtype: str) -> tuple
 
 
 def _held_out(train: list[np.ndarray], test: list[np.ndarray], hierarchy: Hierarchy, dtype: str) -> tuple[float, float]:
-    _, estimate = _fit([np.asarray(standardise(view, view)) for view in train], hierarchy, dtype)
+    _, estimate = _fit([standardise(view, view) for view in train], hierarchy, dtype)
     rows = np.concatenate([standardise(*pair) for pair in zip(train, test, strict=True)], axis=1)
     independent = -0.5 * np.mean(np.sum(rows**2 + np.log(2 * np.pi), axis=1))
     likelihood = gaussian_log_likelihood(jnp.asarray(rows, dtype), estimate.loadings, estimate.noise_variance)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Numbers = np.ndarray | Array
+Held = TypeVar("Held", bound=Numbers)
 UNREADABLE = (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 """What numpy raises for a file that is not .npz, or is cut short."""
 LISTED = 5
@@ -312,7 +313,7 @@ def as_key(key: Any, purpose: str) -> Key[Array, ""]:
     raise ValueError(f"key: is {_shown(key)}; expected a random key such as jax.random.key(0), {purpose}")
 
 
-def centred(X: Numbers, counted: Bool[Array, " n"] | None = None) -> tuple[Numbers, Numbers, Numbers]:
+def centred(X: Held, counted: Bool[Array, " n"] | None = None) -> tuple[Held, Held, Held]:
     """(X less its column means, the means, standard deviations with divisor n − 1) over the rows that count; others become 0.
 
     A second pass takes off what the first mean was off by, so that means far from 0 cost no digits. A column whose deviation is
@@ -323,7 +324,7 @@ def centred(X: Numbers, counted: Bool[Array, " n"] | None = None) -> tuple[Numbe
     kept = xp.ones(X.shape[0], bool) if counted is None else counted
     n = xp.sum(kept).astype(X.dtype)
 
-    def mean(rows: Numbers) -> Numbers:
+    def mean(rows: Held) -> Any:
         return xp.sum(xp.where(kept[:, None], rows, 0), axis=0) / n
 
     first = mean(X)
@@ -336,7 +337,7 @@ def centred(X: Numbers, counted: Bool[Array, " n"] | None = None) -> tuple[Numbe
     return xp.where(constant[None, :], 0, residual), centre, xp.where(constant, 0, deviation)
 
 
-def norms(X: Numbers) -> Numbers:
+def norms(X: Held) -> Held:
     """The Euclidean norm of every column, without squares that leave the range of numbers."""
     xp = np if isinstance(X, np.ndarray) else jnp
     largest = xp.max(xp.abs(X), axis=0, initial=0)
@@ -344,7 +345,7 @@ def norms(X: Numbers) -> Numbers:
     return unit * xp.sqrt(xp.sum((X / unit[None, :]) ** 2, axis=0))
 
 
-def standardise(train: Any, others: Any) -> Numbers:
+def standardise(train: Held, others: Held) -> Held:
     """`others` with the means and standard deviations of `train`; features that are constant there become 0."""
     _, centre, deviation = centred(train)
     xp = np if isinstance(train, np.ndarray) else jnp
