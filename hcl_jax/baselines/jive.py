@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from hcl_jax.baselines.linear import (
     joint_then_individual,
     stack_blocks,
     stack_views,
-    view_norms,
 )
 from hcl_jax.linalg import (
     GUARD,
@@ -35,6 +34,7 @@ from hcl_jax.linalg import (
     singular_values,
 )
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, centred, view_norms
 
 WARM_FROM = 3  # times the columns of the warm-started basis: from this size of a matrix on it beats an eigendecomposition
 
@@ -112,12 +112,12 @@ class _Parts(NamedTuple):
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: JiveConfig = JiveConfig(),
     *,
-    y: Array | None = None,
-    key: PRNGKeyArray,
+    y: Any = None,
+    key: Any = None,
 ) -> LinearFit:
     """Z_m = J_m + A_m + E_m of every view, minimising ‖E‖²_F subject to joint and individual scores being orthogonal.
 
@@ -139,17 +139,15 @@ def fit(
     the samples of each view permuted, never below the last; individual ranks by those of Z_m − J_m against those with the
     entries of every variable permuted; fit. By BIC: the one further rank that lowers BIC most, until none does.
 
-    Raises `ValueError` when there are fewer than two views, when shapes and ranks do not fit, and, outside of compiled code,
-    when a view holds NaN.
+    Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and ranks that do not fit.
     """
     X = _checked(views, hierarchy)
     n, d = X.shape
     widths = _widths(hierarchy, config, n)
     edges = tuple(int(edge) for edge in np.cumsum([0, *hierarchy.dims]))
-    centre = X.mean(axis=0)
-    centred = X - centre[None, :]
-    scale = view_norms(centred, hierarchy.dims if config.scale_views else (d,))
-    Z = centred / scale[None, :]
+    Z, centre, _ = centred(X)
+    scale = view_norms(Z, hierarchy.dims if config.scale_views else (d,))
+    Z = Z / scale[None, :]
     basis, core = jnp.linalg.qr(Z) if n > d else (None, Z)
     if config.start == "r.jive":  # the direction of constant scores, which centred data lack
         core = jnp.concatenate([core, jnp.zeros((1, d), X.dtype)])
@@ -163,7 +161,7 @@ def fit(
     if config.ranks == "given":
         parts = at_ranks(jnp.array(widths, jnp.int32), config.tolerance)
     elif config.ranks == "permutation":
-        parts = _by_permutation(at_ranks, core, Z, scores_of, edges, widths, config, key)
+        parts = _by_permutation(at_ranks, core, Z, scores_of, edges, widths, config, as_key(key, "for the permutations"))
     else:
         parts = _by_bic(at_ranks, core, n, edges, widths, config)
 
@@ -183,7 +181,7 @@ def fit(
     )
 
 
-def _checked(views: Sequence[Array], hierarchy: Hierarchy) -> Float[Array, "n d"]:
+def _checked(views: Any, hierarchy: Hierarchy) -> Float[Array, "n d"]:
     X = stack_views(views, hierarchy.dims)
     if X.shape[0] < 2:
         raise ValueError(f"views: have {X.shape[0]} rows; expected at least 2")

@@ -25,10 +25,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
+from hcl_jax.baselines.linear import LinearFit, stack_views
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
 from hcl_jax.linalg import inverse_root, least_squares_map, singular_values, triangle
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, centred, view_norms
 
 DEFAULT_WIDTH = 64
 LONGEST_STRIDE = 1e4  # of an extrapolation, in plain steps
@@ -160,16 +161,10 @@ def leading_loadings(Z: Float[Array, "n d"], width: int) -> Float[Array, "d widt
 
 
 def centre_and_scale(
-    views: Sequence[Array], dims: Sequence[int], each_view: bool = True
+    X: Float[Array, "n d"], dims: Sequence[int], each_view: bool = True
 ) -> tuple[Float[Array, "n d"], Float[Array, " d"], Float[Array, " d"]]:
-    """(Z, centre, scale): all views side by side, centred, each then of Frobenius norm 1, or all together.
-
-    Columns without variance become exactly zero. Raises `ValueError` when a view holds NaN or infinite values, unless traced.
-    """
-    X = stack_views(views, dims)
-    centre = X.mean(axis=0)
-    constant = (X[:1] == X).all(axis=0)
-    Z = jnp.where(constant[None, :], 0, X - centre[None, :])
+    """(Z, centre, scale): the columns centred, each view then of Frobenius norm 1, or all together. Constant columns become 0."""
+    Z, centre, _ = centred(X)
     scale = view_norms(Z, dims if each_view else (Z.shape[1],))
     return Z / scale[None, :], centre, scale
 
@@ -230,12 +225,12 @@ def canonical_columns(V: Float[Array, "d R"], membership: Bool[Array, "M R"]) ->
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: SlideConfig = SlideConfig(),
     *,
-    y: Array | None = None,
-    key: Key[Array, ""],
+    y: Any = None,
+    key: Any = None,
 ) -> LinearFit:
     """SLIDE of the views; y is not used, and key only draws the folds of "bcv".
 
@@ -244,11 +239,11 @@ def fit(
     U = polar(transform(views) VᵀV): the two are equal where every structure holds all views, and V is then ZᵀU. The number of
     columns is that of the hierarchy's factors, or with "bcv" the `width`, of which those not chosen are unused.
 
-    Raises `ValueError` that names the argument when views and hierarchy do not fit together, values are not finite, or the rows
-    are too few: fewer than one more than the factors, or than 2 in a fold.
+    Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and rows that are too few: fewer than
+    one more than the factors, or than 2 in a fold.
     """
     dims = hierarchy.dims
-    Z, centre, scale = centre_and_scale(views, dims, config.scale_views)
+    Z, centre, scale = centre_and_scale(stack_views(views, dims), dims, config.scale_views)
     n = Z.shape[0]
     if config.ranks == "bcv":
         _check_folds(n, dims, config)
@@ -259,7 +254,7 @@ def fit(
     else:
         path = penalised_path(Z, dims, config)
         structures, count = distinct_structures(path, n, dims, config)
-        row_folds, column_folds = draw_folds(key, n, dims, config)
+        row_folds, column_folds = draw_folds(as_key(key, "for the folds"), n, dims, config)
         errors = bi_cross_validation(Z, dims, structures, count, row_folds, column_folds, config)
         membership = structures[jnp.argmin(errors.sum(axis=0))]
     mask = feature_mask(membership, dims)
