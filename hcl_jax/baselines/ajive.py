@@ -21,6 +21,7 @@ from hcl_jax.baselines.linear import (
     stack_blocks,
     stack_views,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.linalg import spectral_norm
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred, view_norms
@@ -98,7 +99,12 @@ def fit(
     The response is not used, the key only by "selected". Raises `ValueError` for what `check_views` refuses, a key that is
     needed and missing, and ranks that do not fit.
     """
-    X = stack_views(views, hierarchy.dims)
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: AjiveConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n = X.shape[0]
     signal_ranks, joint_rank, individual_ranks = _ranks(hierarchy, config, n)
     edges = np.cumsum([0, *hierarchy.dims])

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
 from hcl_jax.linalg import least_squares_map, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure, full_lattice
@@ -526,7 +527,12 @@ def fit(
 
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and options that do not fit the data.
     """
-    X = stack_views(views, hierarchy.dims)
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: HnnConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n, d = X.shape
     n_modalities = hierarchy.n_modalities
     if config.penalties is None:

@@ -23,6 +23,7 @@ from hcl_jax.baselines.linear import (
     stack_blocks,
     stack_views,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.linalg import (
     GUARD,
     Anderson,
@@ -141,7 +142,12 @@ def fit(
 
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and ranks that do not fit.
     """
-    X = _checked(views, hierarchy)
+    return _decomposition(_checked(views, hierarchy), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: JiveConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n, d = X.shape
     widths = _widths(hierarchy, config, n)
     edges = tuple(int(edge) for edge in np.cumsum([0, *hierarchy.dims]))

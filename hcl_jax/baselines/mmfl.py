@@ -32,6 +32,7 @@ from hcl_jax.baselines.slide import (
     moments,
     squarem,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
 from hcl_jax.linalg import inverse_root, least_squares_map
 from hcl_jax.structure import Hierarchy
@@ -238,9 +239,17 @@ def fit(
     not of the task's kind or of one class only, or rows that are fewer than one more than the factors.
     """
     X, y = stack_with_response(views, hierarchy.dims, y)
-    n = X.shape[0]
     if config.task == "classification" and not isinstance(y, jax.core.Tracer) and set(np.unique(y).tolist()) != {-1.0, 1.0}:
         raise ValueError(f"y: holds {np.unique(y).tolist()[:5]}; expected both labels −1 and 1, and no other value")
+    return _decomposition(X, y, hierarchy, config, key)
+
+
+@compiled
+def _decomposition(
+    X: Float[Array, "n d"], y: Float[Array, " n"], hierarchy: Hierarchy, config: MmflConfig, key: Any
+) -> LinearFit:
+    """The fit to views side by side."""
+    n = X.shape[0]
     folds = config.folds if len(config.weights) > 1 else 1
     training_rows = n - -(-n // folds) if folds > 1 else n
     if training_rows <= hierarchy.n_factors:

@@ -19,6 +19,7 @@ from hcl_jax.baselines.linear import (
     joint_then_individual,
     stack_with_response,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
 from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map, triangle
 from hcl_jax.structure import Hierarchy
@@ -391,6 +392,19 @@ def fit(
     ranks that do not fit.
     """
     X, y = stack_with_response(views, hierarchy.dims, y)
+    return _decomposition(X, y, hierarchy, config, key, ranks)
+
+
+@compiled
+def _decomposition(
+    X: Float[Array, "n d"],
+    y: Float[Array, " n"],
+    hierarchy: Hierarchy,
+    config: SjiveConfig,
+    key: Any,
+    ranks: Int[Array, " blocks"] | None,
+) -> LinearFit:
+    """The fit to views side by side."""
     n = X.shape[0]
     chooses = config.eta is None or config.ranks == "forward"
     needed = max(3, 2 * config.folds if chooses else 0)

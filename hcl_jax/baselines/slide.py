@@ -26,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
 from hcl_jax.linalg import inverse_root, least_squares_map, singular_values, triangle
 from hcl_jax.structure import Hierarchy
@@ -242,8 +243,14 @@ def fit(
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and rows that are too few: fewer than
     one more than the factors, or than 2 in a fold.
     """
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: SlideConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     dims = hierarchy.dims
-    Z, centre, scale = centre_and_scale(stack_views(views, dims), dims, config.scale_views)
+    Z, centre, scale = centre_and_scale(X, dims, config.scale_views)
     n = Z.shape[0]
     if config.ranks == "bcv":
         _check_folds(n, dims, config)
