@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
+    check_options,
     check_view_ranks,
     given_ranks,
     joint_then_individual,
@@ -21,7 +22,15 @@ from hcl_jax.baselines.linear import (
 )
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
-from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map, triangle
+from hcl_jax.linalg import (
+    GUARD,
+    Anderson,
+    improved_left_vectors,
+    leading_left_vectors,
+    least_squares_map,
+    principal_axes,
+    triangle,
+)
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred
 
@@ -65,22 +74,15 @@ class SjiveConfig:
             raise ValueError(f"eta: is {self.eta}; expected a number between 0 and 1")
         if not self.etas or not all(0 < eta < 1 for eta in self.etas):
             raise ValueError(f"etas: are {self.etas}; expected numbers between 0 and 1")
-        if self.folds < 2:
-            raise ValueError(f"folds: is {self.folds}; expected at least 2")
-        if self.ranks not in ("given", "forward"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given' or 'forward'")
-        if self.start not in ("joint", "shared"):
-            raise ValueError(f"start: is {self.start!r}; expected 'joint' or 'shared'")
+        check_options(
+            self,
+            choices={"ranks": ("given", "forward"), "start": ("joint", "shared")},
+            positive=("tolerance", "path_tolerance"),
+            least={"folds": 2, "max_steps": 1, "path_max_steps": 1},
+        )
         if not self.improvement >= 0:
             raise ValueError(f"improvement: is {self.improvement}; expected a non-negative number")
         check_given_ranks(self.joint_rank, self.individual_ranks)
-        for name in ("tolerance", "path_tolerance"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: is {value}; expected a positive number")
-        for name in ("max_steps", "path_max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected at least 1")
 
 
 class _Standardised(NamedTuple):
@@ -240,7 +242,7 @@ def _model(problem: _Problem, eta: Float[Array, ""], blocks: _Blocks) -> _Model:
     V_J, d = blocks.joint, problem.core.shape[1] - 1
     B = problem.core.T @ V_J
     if problem.widths[0]:
-        turn = jnp.linalg.eigh(B.T @ B)[1][:, ::-1]
+        turn = principal_axes(B)
         V_J, B = V_J @ turn, B @ turn
     edges = np.cumsum([0, *problem.dims])
     columns = [B]
