@@ -1,14 +1,46 @@
-"""Dense linear algebra of small or symmetric matrices, and the extrapolation of fixed-point maps."""
+"""Arrays from outside and their centring, algebra of small or symmetric matrices, and extrapolation of fixed-point maps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 MEMORY = 6  # past steps that Anderson's extrapolation combines
 GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
+
+
+def as_real(values: Any, argument: str) -> Float[Array, "..."]:
+    """Numbers from outside as an array to compute with: float32 and float64 in any byte order stay what they are, float16 becomes
+    float32, in which LAPACK can work, and integers the default float. Traced arrays too.
+
+    Raises `ValueError` that names the argument for anything else, complex numbers and masked values among them.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError(f"{argument}: holds masked values; expected numbers")
+    try:
+        held = values if isinstance(values, jax.Array) else np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{argument}: cannot be read as an array ({error}); expected real numbers") from None
+    if jnp.issubdtype(held.dtype, jnp.floating):
+        dtype = jnp.float64 if held.dtype.itemsize > 4 else jnp.float32
+    elif held.dtype.kind in "iub":
+        dtype = float
+    else:
+        raise ValueError(f"{argument}: has dtype {held.dtype}; expected real numbers")
+    return jnp.asarray(held, jax.dtypes.canonicalize_dtype(dtype))
+
+
+def centred(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """The rows less their mean, to the rounding of the deviations, not of the mean, however far from zero that is.
+
+    The mean is found from differences to the first row, and what its rounding leaves is taken away in a second pass.
+    """
+    near = rows[:1] + (rows - rows[:1]).mean(axis=0, keepdims=True)
+    deviations = rows - near
+    return deviations - deviations.mean(axis=0, keepdims=True)
 
 
 def top_eigenpairs_of(matrix: Float[Array, "d d"], k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:

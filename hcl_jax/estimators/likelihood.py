@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hcl_jax.covariance import SampleCovariance, denoised_factor
+from hcl_jax.covariance import SampleCovariance, denoised_factor, smallest_noise
 from hcl_jax.estimators.estimate import Estimate, finished, log_scale, scale_equivariant, stopping_tolerance
 from hcl_jax.estimators.spectral import structured_loadings
 from hcl_jax.fisher import FisherOperator, Parameters, by_group, group_grams, noise_groups
@@ -16,8 +16,6 @@ from hcl_jax.structure import Hierarchy
 GRADIENT_ROUNDING = 256
 """Rounding errors, in units of ε‖F‖/σ², that a gradient holds where the factors are far stronger than the noise: Σ⁻¹ is then
 taken of a difference of nearly equal numbers. (Measured in single precision: 100 to 250.)"""
-NOISE_ROUNDING = 32
-"""Units of ε and of the mean variance below which a noise variance cannot be told from zero."""
 
 
 class _Line(NamedTuple):
@@ -202,20 +200,6 @@ def maximise_likelihood(
     return finished(at.loadings, noise, at.relative <= tolerance, search.step, objective)
 
 
-def check_degrees_of_freedom(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
-    """Raise `ValueError` when K ≥ ν: the likelihood is then unbounded. (Where n is traced, its caller has checked.)"""
-    if not isinstance(covariance.n, jax.core.Tracer) and hierarchy.n_factors >= float(covariance.nu):
-        raise ValueError(
-            f"hierarchy: has K = {hierarchy.n_factors} factors for ν = n − 1 = {float(covariance.nu):g} degrees of freedom; "
-            "the likelihood is unbounded unless K < ν"
-        )
-
-
-def smallest_noise(covariance: SampleCovariance) -> Float[Array, ""]:
-    """What rounding leaves of a noise variance of zero, for which the likelihood is unbounded: no fit goes below it."""
-    return NOISE_ROUNDING * jnp.finfo(covariance.dtype).eps * covariance.trace() / covariance.n_features
-
-
 def positive_noise(
     noise: Float[Array, "..."], loadings: Float[Array, "d K"], covariance: SampleCovariance
 ) -> Float[Array, "..."]:
@@ -241,7 +225,6 @@ def hcl_ml(
     With `noise_per_modality`, Ψ has one variance per modality, and `noise_variance` of the estimate is the vector of them. The
     objective is −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν.
     """
-    check_degrees_of_freedom(covariance, hierarchy)
     tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-6)
     groups = noise_groups(hierarchy, noise_per_modality)
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)

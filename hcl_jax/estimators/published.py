@@ -9,15 +9,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import DenoisedCovariance, SampleCovariance, noise_variance
-from hcl_jax.estimators.estimate import Estimate, finished
+from hcl_jax.estimators.estimate import Estimate, check_problem, finished
 from hcl_jax.estimators.spectral import least_squares_objective
 from hcl_jax.structure import Hierarchy, full_lattice
 
 FIRST_STEP, DECAY_EVERY, FIRST_CHECK, MAX_STEPS, LOSS_CHANGE = 1e-4, 10, 100, 1000, 1e-6
 
 
-def check_published(hierarchy: Hierarchy) -> int:
+def check_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> int:
     """The common rank; raises `ValueError` unless the hierarchy is what the released code is written for."""
+    check_problem(covariance, hierarchy)
     ranks = {rank for _, rank in hierarchy.ranks}
     if hierarchy.structures != full_lattice(3) or len(ranks) != 1:
         raise ValueError(
@@ -108,7 +109,7 @@ def hcl_svd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Est
 
     Raises `ValueError` unless there are three modalities and all seven structures with one rank.
     """
-    rank = check_published(hierarchy)
+    rank = check_published(covariance, hierarchy)
     noise = noise_variance(covariance, covariance.top_eigenpairs(hierarchy.n_factors)[0])
     loadings = _published_loadings(covariance, noise, hierarchy, rank)
     return finished(loadings, noise, True, 0, least_squares_objective(loadings, DenoisedCovariance(covariance, noise)))
@@ -120,7 +121,7 @@ def published_descent(covariance: SampleCovariance, hierarchy: Hierarchy, start:
     Its stop, a loss change below 1e-6 after more than 100 steps, then fires because the step length has vanished, not because the
     gradient has: `status` reports the published rule (0 when it fired within 1,000 steps).
     """
-    check_published(hierarchy)
+    check_published(covariance, hierarchy)
     noise = noise_variance(covariance, covariance.top_eigenpairs(hierarchy.n_factors)[0])
     target = DenoisedCovariance(covariance, noise)
     constant = target.squared_norm() / 2

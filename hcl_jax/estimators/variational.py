@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators.estimate import Estimate, finished, stopping_tolerance
-from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise, smallest_noise
+from hcl_jax.covariance import SampleCovariance, smallest_noise
+from hcl_jax.estimators.estimate import Estimate, check_problem, finished, stopping_tolerance
+from hcl_jax.estimators.likelihood import hcl_ml, positive_noise
 from hcl_jax.linalg import Anderson, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure
 
@@ -145,7 +145,7 @@ def fit_posterior(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 500
 ) -> tuple[Posterior, Estimate]:
     """(q, estimate): the whole variational posterior behind `hcl_vb`."""
-    check_degrees_of_freedom(covariance, hierarchy)
+    check_problem(covariance, hierarchy)
     tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-7, single=1e-6)
     unit, root = covariance.in_unit_scale()
     vb = _Vb(unit, hierarchy)
