@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -134,7 +135,7 @@ class SampleCovariance(eqx.Module):
         self.n = jnp.asarray(n, dtype=held.dtype)
 
     @classmethod
-    def from_data(cls, views: Sequence[ArrayLike], *, form: str = "auto") -> "SampleCovariance":
+    def from_data(cls, views: Sequence[Any], *, form: str = "auto") -> "SampleCovariance":
         """The covariance of the samples of all views together, held as the `form` says: `rows` (centred), `matrix`, or `auto`:
         rows where these are fewer than the features. Under `jit` and `vmap` too.
 

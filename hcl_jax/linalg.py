@@ -12,25 +12,26 @@ MEMORY = 6  # past steps that Anderson's extrapolation combines
 GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
 
 
-def as_real(values: Any, argument: str) -> Float[Array, "..."]:
-    """Numbers from outside as an array to compute with: float32 and float64 in any byte order stay what they are, float16 becomes
-    float32, in which LAPACK can work, and integers the default float. Traced arrays too.
-
-    Raises `ValueError` that names the argument for anything else, complex numbers and masked values among them.
-    """
+def real_values(values: Any, argument: str) -> np.ndarray | Array:
+    """Real numbers from outside as an array. Raises `ValueError` that names the argument for anything else, complex numbers and
+    masked values among them."""
     if np.ma.is_masked(values):
         raise ValueError(f"{argument}: holds masked values; expected numbers")
     try:
         held = values if isinstance(values, jax.Array) else np.asarray(values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{argument}: cannot be read as an array ({error}); expected real numbers") from None
-    if jnp.issubdtype(held.dtype, jnp.floating):
-        dtype = jnp.float64 if held.dtype.itemsize > 4 else jnp.float32
-    elif held.dtype.kind in "iub":
-        dtype = float
-    else:
+    if held.dtype.kind not in "iub" and not jnp.issubdtype(held.dtype, jnp.floating):
         raise ValueError(f"{argument}: has dtype {held.dtype}; expected real numbers")
-    return jnp.asarray(held, jax.dtypes.canonicalize_dtype(dtype))
+    return held
+
+
+def as_real(values: Any, argument: str) -> Float[Array, "..."]:
+    """`real_values` as an array to compute with: float32 and float64 in any byte order stay what they are, float16 becomes
+    float32, in which LAPACK can work, and integers the default float. Traced arrays too."""
+    held = real_values(values, argument)
+    single = held.dtype.kind not in "iub" and held.dtype.itemsize <= 4
+    return jnp.asarray(held, jnp.float32 if single else jax.dtypes.canonicalize_dtype(float))
 
 
 def centred(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:

@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from hcl_jax.covariance import SampleCovariance
+from hcl_jax.linalg import real_values
 
 MEMORY = 256 * 2**20  # bytes of rows at a time
 LARGEST_BLOCK = 4096  # rows: products of more are no faster, and no longer in the cache where there are some hundred features
@@ -113,13 +114,13 @@ class CovarianceAccumulator:
         self._shift = None if shift is None else shift.astype(self._dtype)
         self._total, self._outer = np.zeros(d), np.zeros((d, d))
 
-    def update(self, views: Sequence[ArrayLike]) -> None:
+    def update(self, views: Sequence[Any]) -> None:
         """Take in a chunk: the next rows of every view.
 
         Raises `ValueError` that names the view when its rows are fewer, or its features others, than expected, or when it holds
         values that are not finite.
         """
-        arrays = [np.asanyarray(view) for view in views]
+        arrays = _arrays(views)
         rows = self._check(arrays)
         taken = 0
         while taken < rows:
@@ -148,10 +149,8 @@ class CovarianceAccumulator:
             raise ValueError(f"views: are {len(views)}; expected {len(self._columns)}")
         for m, (view, columns) in enumerate(zip(views, self._columns, strict=True), start=1):
             dim = columns.stop - columns.start
-            if view.ndim != 2 or view.shape[1] != dim or view.dtype.kind not in "fiub":
-                raise ValueError(f"views: view {m} has shape {view.shape}, {view.dtype}; expected real numbers, rows × {dim}")
-            if np.ma.is_masked(view):
-                raise ValueError(f"views: view {m} holds masked values; expected numbers")
+            if view.ndim != 2 or view.shape[1] != dim:
+                raise ValueError(f"views: view {m} has shape {view.shape}; expected rows × {dim}")
         lengths = [len(view) for view in views]
         if min(lengths) < max(lengths):
             short, long = lengths.index(min(lengths)) + 1, lengths.index(max(lengths)) + 1
@@ -187,8 +186,12 @@ class CovarianceAccumulator:
         return f"{where} NaN or infinite values; expected finite numbers"
 
 
+def _arrays(views: Sequence[Any]) -> list[np.ndarray]:
+    return [np.asarray(real_values(view, f"views: view {m}")) for m, view in enumerate(views, start=1)]
+
+
 def accumulate(
-    chunks: Iterable[Sequence[ArrayLike]],
+    chunks: Iterable[Sequence[Any]],
     *,
     shift: Float[np.ndarray, " d"] | None = None,
     block_rows: int | None = None,
@@ -205,7 +208,7 @@ def accumulate(
     """
     accumulator = None
     for chunk in chunks:
-        views = [np.asanyarray(view) for view in chunk]
+        views = _arrays(chunk)
         if not views:
             raise ValueError("chunks: one holds no view; expected a list of arrays, one a view")
         if accumulator is None:
@@ -336,7 +339,7 @@ def _files(path: str | Path) -> list[str]:
         for name in [*expected, *other]:
             one, two = expected.get(name, "missing"), other.get(name, "missing")
             if one != two:
-                raise ValueError(f"paths: {file} has column {name!r} {two}; expected {one}, as in {files[0]}")
+                raise ValueError(f"paths: column {name!r} of {file} is {two}; expected {one}, as in {files[0]}")
     return files
 
 
