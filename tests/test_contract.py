@@ -22,6 +22,7 @@ from helpers import (
 )
 
 from hcl_jax import ESTIMATORS, LIMITS, Estimate, Hierarchy, SampleCovariance
+from hcl_jax.estimators.estimate import ON_BOUND
 from hcl_jax.experiments.recovery import RECOVERY_LIMITS
 
 # Equal dimensions and ranks: permuting the modalities maps these to themselves, so one compiled program serves both orders.
@@ -156,6 +157,16 @@ def test_problems_that_do_not_fit_together_are_refused(name):
         for message, misfits in refused.items():
             with pytest.raises(ValueError, match=re.escape(message)):
                 run(*misfits)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in LIKELIHOOD])
+def test_a_fit_that_leaves_no_noise_ends_on_a_bound(name):
+    """K = ν factors take all of the variance; compiled code, which does not know n, says so in the status."""
+    hierarchy = symmetric(name)
+    x = np.random.default_rng(0).standard_normal((hierarchy.n_factors + 1, hierarchy.n_features))
+    estimate = fitted_by(name)(SampleCovariance(np.cov(x.T), n=hierarchy.n_factors + 1), hierarchy)
+    assert estimate.noise_variance == 0
+    assert estimate.status == ON_BOUND
 
 
 @pytest.mark.parametrize("name", RECOVERY_LIMITS)
