@@ -23,18 +23,14 @@ MaskedProduct = Callable[..., Float[Array, "d K"]]
 
 def _seen_columns(matrix: Float[Array, "rows K"], hierarchy: Hierarchy, modality: int) -> Float[Array, "rows seen"]:
     """The columns that a modality sees."""
-    return jnp.concatenate([matrix[:, :0], *(matrix[:, run] for run in hierarchy.active_runs(modality))], axis=1)
+    return matrix[:, hierarchy.active_columns(modality)]
 
 
 def _all_columns(part: Float[Array, "rows seen"], hierarchy: Hierarchy, modality: int) -> Float[Array, "rows K"]:
     """The columns that a modality sees where they stand among all K, and zeros in the others."""
-    pieces, start, used = [], 0, 0
-    for run in hierarchy.active_runs(modality):
-        width = run.stop - run.start
-        pieces += [jnp.zeros((part.shape[0], run.start - start), part.dtype), part[:, used : used + width]]
-        start, used = run.stop, used + width
-    pieces.append(jnp.zeros((part.shape[0], hierarchy.n_factors - start), part.dtype))
-    return jnp.concatenate(pieces, axis=1)
+    seen = hierarchy.modality_mask[modality - 1]
+    place = np.where(seen, np.cumsum(seen) - 1, part.shape[1])
+    return jnp.pad(part, ((0, 0), (0, 1)))[:, place]
 
 
 COVARIANCE_ROUNDING = 1e-3

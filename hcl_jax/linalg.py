@@ -69,6 +69,26 @@ def least_squares_map(loadings: Float[Array, "d k"], relative_cut: float | None 
     return loadings @ (vectors * inverse[None, :]) @ vectors.T
 
 
+def inverse_root(gram: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, ""]]:
+    """((BᵀB)^(−½), ‖B‖_*) from BᵀB: B times the first is the polar factor of B. Where B has no extent, neither has the factor."""
+    values, vectors = jnp.linalg.eigh(gram)
+    kept = values > gram.shape[0] * jnp.finfo(gram.dtype).eps * values[-1]
+    roots = jnp.where(kept, jnp.sqrt(jnp.where(kept, values, 1)), 0)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, roots, 1), 0)
+    return (vectors * inverse[None, :]) @ vectors.T, roots.sum()
+
+
+def polar_factor(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The orthogonal matrix nearest to a square one, which may be singular."""
+    U, _, Vt = jnp.linalg.svd(matrix)
+    return U @ Vt
+
+
+def triangle(rows: Float[Array, "n d"]) -> Float[Array, "k d"]:
+    """At most d rows with the same inner products of columns."""
+    return rows if rows.shape[0] <= rows.shape[1] else jnp.linalg.qr(rows, mode="r")
+
+
 def largest_roots(gram: Float[Array, "p p"], k: int) -> Float[Array, " k"]:
     """The roots of the k largest eigenvalues of a Gram matrix: singular values of what it is the Gram matrix of."""
     return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1][:k], 0))
@@ -77,6 +97,11 @@ def largest_roots(gram: Float[Array, "p p"], k: int) -> Float[Array, " k"]:
 def singular_values(matrix: Float[Array, "q p"], k: int) -> Float[Array, " k"]:
     """The k largest, by the Gram matrix of the smaller side."""
     return largest_roots(matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix, k)
+
+
+def spectral_norm(matrix: Float[Array, "q p"]) -> Float[Array, ""]:
+    """The largest singular value; 0 of an empty matrix."""
+    return jnp.zeros((), matrix.dtype) if 0 in matrix.shape else singular_values(matrix, 1)[0]
 
 
 def leading_left_vectors(matrix: Float[Array, "q p"], k: int) -> Float[Array, "q k"]:

@@ -1,6 +1,6 @@
 """The hierarchical model (theory: Section 1, eq. 1), and draws from it. The truth comes with the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.structure import Hierarchy, Structure, structure_name
+from hcl_jax.structure import Hierarchy, Structure
 
 T_DEGREES = 10.0  # scaled t latents: finite moments up to the ninth
 
@@ -88,18 +88,14 @@ def sample_truth(
 
 
 def sample_coefficients(
-    key: Key[Array, ""], hierarchy: Hierarchy, support: tuple[Structure, ...] | None = None, dtype: DTypeLike = jnp.float32
+    key: Key[Array, ""], hierarchy: Hierarchy, support: Sequence[Structure | str] | None = None, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, " K"]:
     """β uniform on the unit sphere, or on that of the factors of some structures: zero elsewhere.
 
     Raises `ValueError` for a structure that the hierarchy lacks.
     """
-    for s in support or ():
-        if s not in hierarchy.structures:
-            raise ValueError(
-                f"support: holds {structure_name(s)}; expected some of {', '.join(map(structure_name, hierarchy.structures))}"
-            )
-    held = np.concatenate([np.full(rank, support is None or s in support) for s, rank in hierarchy.ranks])
+    named = hierarchy.structures if support is None else {hierarchy.present(s, "support") for s in support}
+    held = np.concatenate([np.full(rank, s in named) for s, rank in hierarchy.ranks])
     beta = jnp.where(held, jr.normal(key, held.shape, dtype), 0)
     return beta / jnp.linalg.norm(beta)
 

@@ -1,13 +1,12 @@
-"""A truth taken from real data: the variational fit of a hierarchy to named views of a file."""
+"""A truth taken from real data: the variational fit of a hierarchy to standardised views."""
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,8 @@ from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import Estimate
 from hcl_jax.estimators.variational import Posterior, fit_posterior, found_columns, relevance
 from hcl_jax.structure import Hierarchy, full_lattice
+from hcl_jax.views import as_matrix, as_views, by_feature, standardise
 
-UNREADABLE = (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for a file that is not .npz, or is cut short."""
 GENEROUS_RANK = 20
 TEST_SHARE = 0.2
 
@@ -42,50 +40,6 @@ class RealTruth:
     status: int
 
 
-def load_views(path: Path, names: Sequence[str], argument: str = "loadings_from") -> list[np.ndarray]:
-    """The named views of an .npz file, one row a sample.
-
-    Raises `ValueError` that names what is wrong: no such file (as the `argument` that named it), no such view (and those there
-    are), a wrong shape, NaN.
-    """
-    held, listing = _read(path, names, argument)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"views: got {' '.join(names) or 'none'}; expected some of {', '.join(listing)}, each once")
-    for name in names:
-        if name not in held:
-            raise ValueError(f"views: {name!r} is not in {path}; expected some of {', '.join(listing)}")
-    views = [_check_view(name, held[name]) for name in names]
-    for name, view in zip(names, views, strict=True):
-        if len(view) != len(views[0]):
-            raise ValueError(f"views: {name!r} has {len(view)} samples; expected {len(views[0])}, as {names[0]!r} has")
-    return views
-
-
-def _read(path: Path, names: Sequence[str], argument: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The named arrays that the file holds, and the names of all."""
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            return {name: file[name] for name in names if name in file.files}, list(file.files)
-    except FileNotFoundError:
-        raise ValueError(f"{argument}: no file {path}; expected an .npz file with one array per view") from None
-    except UNREADABLE as error:
-        raise ValueError(f"{argument}: {path} cannot be read ({error}); expected .npz with one array per view") from None
-
-
-def _check_view(name: str, view: np.ndarray) -> np.ndarray:
-    if view.ndim != 2 or view.dtype.kind not in "fiub" or min(view.shape) < 1:
-        raise ValueError(f"views: {name!r} has shape {view.shape}, {view.dtype}; expected numbers, samples × features")
-    if not np.isfinite(view).all():
-        raise ValueError(f"views: {name!r} holds {np.sum(~np.isfinite(view))} NaN or infinite values; expected finite numbers")
-    return view.astype(float)
-
-
-def standardise(train: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """`others` with the means and scales of `train`; features that are constant there become 0."""
-    scale = train.std(axis=0, ddof=1)
-    return np.where(scale > 0, (others - train.mean(axis=0)) / np.where(scale > 0, scale, 1), 0)
-
-
 def generous_hierarchy(dims: Sequence[int], n_samples: int) -> Hierarchy:
     """The full lattice with more factors than data are likely to have: rank 20, or what dimensions and half the samples allow."""
     n_structures = len(full_lattice(len(dims)))
@@ -96,15 +50,19 @@ def generous_hierarchy(dims: Sequence[int], n_samples: int) -> Hierarchy:
     return Hierarchy.full(dims, rank)
 
 
-def fit_truth(views: Sequence[np.ndarray], hierarchy: Hierarchy | None = None, dtype: str = "float64") -> RealTruth:
-    """Standardise the views and fit the hierarchy to them with `hcl-vb`.
+def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "float64") -> RealTruth:
+    """Standardise the views (anything that `as_views` reads) and fit the hierarchy to them with `hcl-vb`.
 
     Without a hierarchy the fit starts from `generous_hierarchy`, and the truth has the columns that were not pruned, each in the
-    structure of the modalities where it was kept. Raises `ValueError` when there are no more samples than factors.
+    structure of the modalities where it was kept. Raises `ValueError` when there are no more samples than factors, when the views
+    have other numbers of features than the hierarchy, and for views that `as_views` refuses.
     """
+    views = [np.asarray(view, float) for view in as_views(views).matrices]
     n_samples = len(views[0])
     train = np.random.default_rng(0).permutation(n_samples) >= round(TEST_SHARE * n_samples)
     fitted = hierarchy or generous_hierarchy([view.shape[1] for view in views], int(train.sum()))
+    if fitted.dims != tuple(view.shape[1] for view in views):
+        raise ValueError(f"views: have {tuple(view.shape[1] for view in views)} features; expected {fitted.dims}")
     if fitted.n_factors >= train.sum() - 1:
         raise ValueError(
             f"rank: makes {fitted.n_factors} factors of {train.sum()} samples; expected fewer than {train.sum() - 1}"
@@ -134,16 +92,22 @@ def _held_out(train: list[np.ndarray], test: list[np.ndarray], hierarchy: Hierar
     return float(likelihood), float(independent)
 
 
-def gaussian_log_likelihood(
-    rows: Float[Array, "n d"], loadings: Float[Array, "d K"], noise_variance: Float[Array, ""]
-) -> Float[Array, ""]:
-    """Mean log density of the rows under N(0, ΛΛᵀ + σ²I), by W = ΛᵀΛ + σ²I: O(ndK)."""
-    d, n_factors = loadings.shape
-    W = loadings.T @ loadings + noise_variance * jnp.eye(n_factors, dtype=loadings.dtype)
-    projected = rows @ loadings
+def gaussian_log_likelihood(rows: Any, loadings: Any, noise_variance: Any) -> Float[Array, ""]:
+    """Mean log density of n × d rows under N(0, ΛΛᵀ + Ψ), Ψ = σ²I or, for a vector of one value a feature, diag(ψ).
+
+    By Woodbury, with W = I + ΛᵀΨ⁻¹Λ: log det Σ = log det W + Σ log ψ_j and xᵀΣ⁻¹x = xᵀΨ⁻¹x − bᵀW⁻¹b, b = ΛᵀΨ⁻¹x, in O(ndK).
+    Raises `ValueError` that names the argument when shapes do not fit or a variance is not positive.
+    """
+    L = as_matrix(loadings, "loadings")
+    X = as_matrix(rows, "rows", (None, L.shape[0]))
+    psi = by_feature(noise_variance, L.shape[0], L.dtype, positive=True)
+    scaled = L / psi[:, None]
+    W = jnp.eye(L.shape[1], dtype=L.dtype) + L.T @ scaled
+    projected = X @ scaled
     explained = jnp.sum(projected.T * jnp.linalg.solve(W, projected.T), axis=0)
-    log_det = jnp.linalg.slogdet(W)[1] + (d - n_factors) * jnp.log(noise_variance)
-    return -0.5 * jnp.mean(d * jnp.log(2 * jnp.pi) + log_det + (jnp.sum(rows**2, axis=1) - explained) / noise_variance)
+    log_det = jnp.linalg.slogdet(W)[1] + jnp.sum(jnp.log(psi))
+    squares = jnp.sum(X**2 / psi[None, :], axis=1)
+    return -0.5 * jnp.mean(L.shape[0] * jnp.log(2 * jnp.pi) + log_det + squares - explained)
 
 
 def keep_columns(

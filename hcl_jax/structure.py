@@ -1,9 +1,10 @@
 """Hierarchies: which latent factors are seen by which modalities (theory: Section 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -20,28 +21,41 @@ def full_lattice(n_modalities: int) -> tuple[Structure, ...]:
     return tuple(s for size in range(n_modalities, 0, -1) for s in combinations(modalities, size))
 
 
-def _check_dims(dims: Sequence[int]) -> tuple[int, ...]:
-    for m, dim in enumerate(dims, start=1):
-        if int(dim) != dim or dim < 1:
-            raise ValueError(f"dims: modality {m} has dimension {dim!r}; expected a positive integer")
-    if not dims:
+def _as_integer(value: Any) -> int | None:
+    """The whole number that the value is, a float such as 2.0 included; None where it is none."""
+    try:
+        return int(value) if not isinstance(value, str) and int(value) == value else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _check_dims(dims: Any) -> tuple[int, ...]:
+    try:
+        given = list(dims)
+    except TypeError:
+        raise ValueError(f"dims: is {dims!r}; expected the positive number of features of each modality") from None
+    if not given:
         raise ValueError("dims: got no modality; expected at least one dimension")
-    return tuple(int(dim) for dim in dims)
+    checked = []
+    for m, dim in enumerate(given, start=1):
+        number = _as_integer(dim)
+        if number is None or number < 1:
+            raise ValueError(f"dims: modality {m} has dimension {dim!r}; expected a positive integer")
+        checked.append(number)
+    return tuple(checked)
 
 
-def _check_ranks(ranks: Mapping[Structure, int], n_modalities: int) -> tuple[tuple[Structure, int], ...]:
+def _check_ranks(ranks: Any, n_modalities: int) -> tuple[tuple[Structure, int], ...]:
+    if not isinstance(ranks, Mapping):
+        raise ValueError(f"ranks: is {ranks!r}; expected a dictionary of structures and their ranks, such as {{'12': 2, '1': 1}}")
     kept: dict[Structure, int] = {}
     for structure, rank in ranks.items():
-        s = tuple(sorted(structure))
-        if not s or len(set(s)) != len(s) or not all(1 <= m <= n_modalities for m in s):
-            raise ValueError(
-                f"ranks: unknown structure {structure!r}; expected a non-empty set of modalities from 1 to {n_modalities}"
-            )
+        s, number = as_structure(structure, n_modalities, "ranks"), _as_integer(rank)
         if s in kept:
             raise ValueError(f"ranks: structure {s} is given twice; expected each set of modalities once")
-        if int(rank) != rank or rank < 0:
+        if number is None or number < 0:
             raise ValueError(f"ranks: structure {s} has rank {rank!r}; expected a non-negative integer")
-        kept[s] = int(rank)
+        kept[s] = number
     nonzero = [(s, r) for s, r in kept.items() if r > 0]
     if not nonzero:
         raise ValueError("ranks: every rank is 0; expected at least one structure of positive rank")
@@ -52,20 +66,22 @@ def _check_ranks(ranks: Mapping[Structure, int], n_modalities: int) -> tuple[tup
 class Hierarchy:
     """The modalities' dimensions, and the rank of every structure that is present.
 
-    A structure is the set of modalities, counted from 1, that see its factors. Structures are kept larger first, then
-    lexicographically; those of rank 0 are dropped. Static and hashable, so it may be a static argument of a jitted function.
+    A structure is the set of modalities, counted from 1, that see its factors, written as `as_structure` reads it. Structures
+    are kept larger first, then lexicographically; those of rank 0 are dropped. Static and hashable, so it may be a static
+    argument of a jitted function.
 
-    >>> Hierarchy(dims=(4, 3), ranks={(2,): 1, (1, 2): 2}).structures
+    >>> Hierarchy(dims=(4, 3), ranks={2: 1, "12": 2}).structures
     ((1, 2), (2,))
 
     Raises `ValueError`, naming the modality, when the ranks of the structures seen by a modality add up to more than its
-    dimension: its loadings could not then have full column rank, which Theorem 1 of the paper needs for identifiability.
+    dimension: its loadings could not then have full column rank, which Theorem 1 of the paper needs for identifiability; and
+    for a structure, modality or rank that cannot be, there and in every look-up.
     """
 
     dims: tuple[int, ...]
     ranks: tuple[tuple[Structure, int], ...]
 
-    def __init__(self, dims: Sequence[int], ranks: Mapping[Structure, int]):
+    def __init__(self, dims: Any, ranks: Any):
         self._set(dims, ranks)
         for m, dim in enumerate(self.dims, start=1):
             total = sum(rank for s, rank in self.ranks if m in s)
@@ -75,21 +91,23 @@ class Hierarchy:
                     f"expected at most its dimension {dim}"
                 )
 
-    def _set(self, dims: Sequence[int], ranks: Mapping[Structure, int]) -> None:
+    def _set(self, dims: Any, ranks: Any) -> None:
         object.__setattr__(self, "dims", _check_dims(dims))
         object.__setattr__(self, "ranks", _check_ranks(ranks, len(self.dims)))
 
     @classmethod
-    def full(cls, dims: Sequence[int], rank: int) -> "Hierarchy":
+    def full(cls, dims: Any, rank: Any) -> "Hierarchy":
         """Every non-empty subset of the modalities, each with the same rank."""
-        return cls(dims, dict.fromkeys(full_lattice(len(dims)), rank))
+        sizes = _check_dims(dims)
+        return cls(sizes, dict.fromkeys(full_lattice(len(sizes)), rank))
 
     @classmethod
-    def shared_and_private(cls, dims: Sequence[int], shared: int, private: int) -> "Hierarchy":
+    def shared_and_private(cls, dims: Any, shared: Any, private: Any) -> "Hierarchy":
         """One structure shared by all modalities and one private to each: the structure of JIVE."""
-        n_modalities = len(dims)
-        ranks = {tuple(range(1, n_modalities + 1)): shared}
-        return cls(dims, ranks | {(m,): private for m in range(1, n_modalities + 1) if n_modalities > 1})
+        sizes = _check_dims(dims)
+        modalities = range(1, len(sizes) + 1)
+        ranks = {tuple(modalities): shared}
+        return cls(sizes, ranks | {(m,): private for m in modalities if len(sizes) > 1})
 
     @property
     def n_modalities(self) -> int:
@@ -113,9 +131,24 @@ class Hierarchy:
     def modalities(self) -> range:
         return range(1, self.n_modalities + 1)
 
-    def rank(self, structure: Structure) -> int:
+    def rank(self, structure: Any) -> int:
         """The structure's rank, 0 where it is absent."""
-        return dict(self.ranks).get(structure, 0)
+        return dict(self.ranks).get(as_structure(structure, self.n_modalities), 0)
+
+    def modality(self, number: Any) -> int:
+        """The modality of that number. Raises `ValueError` unless it is an integer from 1 to M."""
+        m = _as_integer(number)
+        if m is None or not 1 <= m <= self.n_modalities:
+            raise ValueError(f"modality: is {number!r}; expected an integer from 1 to {self.n_modalities}")
+        return m
+
+    def present(self, structure: Any, argument: str = "structure") -> Structure:
+        """The structure, sorted. Raises `ValueError` that names the argument unless the hierarchy has it."""
+        s = as_structure(structure, self.n_modalities, argument)
+        if s not in self._columns:
+            known = ", ".join(map(structure_name, self.structures))
+            raise ValueError(f"{argument}: {structure!r} is not in the hierarchy; expected one of {known}")
+        return s
 
     @cached_property
     def _row_starts(self) -> tuple[int, ...]:
@@ -126,25 +159,27 @@ class Hierarchy:
         ends = np.cumsum([rank for _, rank in self.ranks])
         return {s: slice(int(end) - rank, int(end)) for (s, rank), end in zip(self.ranks, ends, strict=True)}
 
-    def rows(self, modality: int) -> slice:
+    def rows(self, modality: Any) -> slice:
         """Where a modality's features stand among all d."""
-        return slice(self._row_starts[modality - 1], self._row_starts[modality])
+        m = self.modality(modality)
+        return slice(self._row_starts[m - 1], self._row_starts[m])
 
-    def columns(self, structure: Structure) -> slice:
-        """Where a structure's factors stand among all K."""
-        return self._columns[structure]
+    def columns(self, structure: Any) -> slice:
+        """Where the factors of a structure of the hierarchy stand among all K."""
+        return self._columns[self.present(structure)]
 
-    def structure_rows(self, structure: Structure) -> np.ndarray:
+    def structure_rows(self, structure: Any) -> np.ndarray:
         """Indices of the features of a structure's modalities."""
-        return np.concatenate([np.arange(self.n_features)[self.rows(m)] for m in structure])
+        members = as_structure(structure, self.n_modalities)
+        return np.concatenate([np.arange(self.n_features)[self.rows(m)] for m in members])
 
-    def active_columns(self, modality: int) -> np.ndarray:
+    def active_columns(self, modality: Any) -> np.ndarray:
         """Indices of the factors that a modality sees."""
-        return np.flatnonzero(self.modality_mask[modality - 1])
+        return np.flatnonzero(self.modality_mask[self.modality(modality) - 1])
 
-    def active_runs(self, modality: int) -> tuple[slice, ...]:
+    def active_runs(self, modality: Any) -> tuple[slice, ...]:
         """The same as runs of neighbouring factors."""
-        edges = np.flatnonzero(np.diff(self.modality_mask[modality - 1], prepend=False, append=False))
+        edges = np.flatnonzero(np.diff(self.modality_mask[self.modality(modality) - 1], prepend=False, append=False))
         return tuple(slice(int(start), int(stop)) for start, stop in edges.reshape(-1, 2))
 
     @cached_property
@@ -181,10 +216,43 @@ class Hierarchy:
 
 
 def structure_name(structure: Structure) -> str:
-    """`123` for (1, 2, 3); modalities above 9 are set apart by dots, `1.10`.
+    """`123` for (1, 2, 3); modalities above 9 are set apart by dots, `1.10`, and one alone ends in one, `12.`.
 
     >>> structure_name((1, 3)), structure_name((2, 10))
     ('13', '2.10')
     """
-    separator = "." if max(structure) > 9 else ""
-    return separator.join(map(str, structure))
+    if max(structure) <= 9:
+        return "".join(map(str, structure))
+    return ".".join(map(str, structure)) + ("." if len(structure) == 1 else "")
+
+
+def as_structure(value: Any, n_modalities: int, argument: str = "structure") -> Structure:
+    """The structure that is meant: a name as `structure_name` gives it, a modality's number, or some of these in any order.
+
+    >>> as_structure("31", 3), as_structure("2.10", 10), as_structure(2, 3), as_structure([3, 1], 3)
+    ((1, 3), (2, 10), (2,), (1, 3))
+
+    Digits without a dot are a modality each where they can be. Raises `ValueError` that names the `argument` for anything that is
+    not a non-empty set of modalities from 1 to M.
+    """
+    for members in _readings(value):
+        numbers = [_as_integer(m) for m in members]
+        s = tuple(sorted(m for m in numbers if m is not None))
+        if s and len(set(s)) == len(numbers) and s[0] >= 1 and s[-1] <= n_modalities:
+            return s
+    raise ValueError(
+        f"{argument}: unknown structure {value!r}; expected a non-empty set of modalities from 1 to {n_modalities}, "
+        f"such as {structure_name(tuple(range(1, min(n_modalities, 9) + 1)))!r}"
+    )
+
+
+def _readings(value: Any) -> list[list[Any]]:
+    """What the members of a structure may be, the likelier first."""
+    if isinstance(value, str):
+        parts = [part for part in value.split(".") if part] if "." in value else list(value)
+        return [
+            [int(part) for part in reading if part.isdecimal()] for reading in (parts, [value]) if "".join(reading).isdecimal()
+        ]
+    if isinstance(value, Iterable):
+        return [list(value)]
+    return [[value]]

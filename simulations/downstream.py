@@ -30,7 +30,6 @@ from hcl_jax.experiments.command_line import (
     make_hierarchy,
     make_plan,
     parse,
-    parse_structure,
     peek,
     run_command,
 )
@@ -134,10 +133,11 @@ def parse_study(arguments: Sequence[str]) -> Study:
 
 def make_cells(study: Study) -> tuple[DownstreamCell, ...]:
     """The grid: settings × noise variances × m × n."""
-    support = tuple(parse_structure(text, 1)[0] for text in study.support)
+    hierarchies = [make_hierarchy(dims, study.rank, study.structures) for dims in study.dims]
+    supports = [tuple(hierarchy.present(text, "support") for text in study.support) for hierarchy in hierarchies]
     return tuple(
-        DownstreamCell(make_hierarchy(dims, study.rank, study.structures), n, m, noise, study.response_noise_variance, support)
-        for dims in study.dims
+        DownstreamCell(hierarchy, n, m, noise, study.response_noise_variance, support)
+        for hierarchy, support in zip(hierarchies, supports, strict=True)
         for noise in study.noise_variance
         for m in study.m_grid
         for n in study.n_grid

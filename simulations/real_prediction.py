@@ -44,8 +44,8 @@ from hcl_jax.experiments.command_line import check_list, error_line, make_hierar
 from hcl_jax.experiments.store import write_bytes
 from hcl_jax.experiments.sweep import check_methods
 from hcl_jax.prediction import Classifier, posterior_mean_scores, softmax_regression
-from hcl_jax.real_data import load_views, standardise
 from hcl_jax.structure import structure_name
+from hcl_jax.views import load_views, standardise
 
 PROGRAM = "real_prediction.py"
 JOINT_AND_INDIVIDUAL = ("jive", "ajive", "sjive")

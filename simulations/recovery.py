@@ -39,7 +39,8 @@ from hcl_jax.experiments.command_line import (
 )
 from hcl_jax.experiments.recovery import RECOVERY_METHODS, metric_names
 from hcl_jax.experiments.store import write_bytes
-from hcl_jax.real_data import RealTruth, fit_truth, load_views, read_truth, truth_bytes
+from hcl_jax.real_data import RealTruth, fit_truth, read_truth, truth_bytes
+from hcl_jax.views import load_views
 
 PROGRAM = "recovery.py"
 MAIN_METHODS = tuple(name for name in RECOVERY_METHODS if name != "detection")

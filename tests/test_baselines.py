@@ -131,7 +131,7 @@ def test_bad_views_are_named(method):
         with pytest.raises(ValueError, match=message):
             BASELINES[method](views, HIERARCHY, y=y, key=jr.key(0))
 
-    refused([], "views: are 0; expected 3")
+    refused([], "views: are none; expected at least one")
     refused([VIEWS[0], VIEWS[1][:-1], VIEWS[2]], "views: view 2 has shape")
     refused([VIEWS[0].at[3, 1].set(jnp.nan), *VIEWS[1:]], "views: view 1 holds NaN")
     refused([VIEWS[0], VIEWS[2], VIEWS[1]], "views: have")

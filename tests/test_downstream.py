@@ -96,7 +96,7 @@ def test_every_method_has_stages():
     [
         (["--m-grid", "4"], ["--m-grid", "at least 10"]),
         (["--n-grid", "1"], ["--n-grid", "at least 2"]),
-        (["--support", "124"], ["--support", "unknown structure 124"]),
+        (["--support", "124"], ["--support", "unknown structure '124'"]),
         (["--support", "12", "12"], ["--support", "each once"]),
         (["--dims", "7", "6", "5", "--dims", "7", "6", "5"], ["--dims", "each once"]),
         (["--response-noise-variance", "0"], ["--response-noise-variance", "positive"]),

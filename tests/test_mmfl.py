@@ -322,7 +322,7 @@ def test_bad_options_are_named(options, name):
 def test_bad_data_are_named():
     views, y = draw()
     labels = draw(classes=True)[1]
-    with pytest.raises(ValueError, match="^y: is missing"):
+    with pytest.raises(ValueError, match="^y: is None"):
         mmfl.fit(views, THREE, key=KEY)
     with pytest.raises(ValueError, match=r"^y: has shape \(79,\)"):
         mmfl.fit(views, THREE, y=y[:-1], key=KEY)

@@ -12,7 +12,8 @@ from scipy.stats import multivariate_normal
 
 from hcl_jax import Hierarchy
 from hcl_jax.experiments import read_results
-from hcl_jax.real_data import fit_truth, gaussian_log_likelihood, keep_columns, load_views, read_truth, truth_bytes
+from hcl_jax.real_data import fit_truth, gaussian_log_likelihood, keep_columns, read_truth, truth_bytes
+from hcl_jax.views import load_views
 from simulations.recovery import PRESETS, main, parse_study
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import pytest
 from helpers import CHAIN, HIERARCHIES, LATTICE, TWO, UNEVEN
 
 from hcl_jax import Hierarchy
-from hcl_jax.structure import full_lattice, structure_name
+from hcl_jax.structure import as_structure, full_lattice, structure_name
 
 
 def test_structures_stand_larger_first_then_lexicographically():
@@ -86,9 +86,55 @@ def test_names_of_structures():
     assert structure_name((2, 10)) == "2.10"
 
 
+def test_every_structure_is_read_from_its_name():
+    for n_modalities in (3, 9, 10, 12):
+        lattice = full_lattice(n_modalities)
+        names = [structure_name(s) for s in lattice]
+        assert len(set(names)) == len(names)
+        assert [as_structure(name, n_modalities) for name in names] == list(lattice)
+
+
+@pytest.mark.parametrize("written", ["12", "21", (2, 1), [1, 2], {1, 2}, np.array([2, 1]), (1.0, np.int64(2)), "1.2"])
+def test_look_ups_understand_what_is_meant(written):
+    assert Hierarchy((9, 7), {"12": 2, 1: 1, "2": 2}) == TWO
+    assert TWO.rank(written) == 2
+    assert TWO.columns(written) == slice(0, 2)
+    np.testing.assert_array_equal(TWO.structure_rows(written), np.arange(16))
+    assert TWO.rows(np.int32(2)) == slice(9, 16)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(), "", "13", (1, 3), (1, 1), 0, -1, 3, 1.5, None, "1x", "1:2", (None,), ("1", 2), ((1, 2), 1)]
+)
+def test_look_ups_refuse_what_is_no_structure(wrong):
+    for look_up in (TWO.rank, TWO.columns, TWO.structure_rows):
+        with pytest.raises(ValueError, match="structure: unknown structure"):
+            look_up(wrong)
+    with pytest.raises(ValueError, match="ranks: unknown structure"):
+        Hierarchy((9, 7), {wrong: 1})
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 3, 1.5, "1", None, (1,)])
+def test_look_ups_refuse_what_is_no_modality(wrong):
+    for look_up in (TWO.rows, TWO.active_columns, TWO.active_runs):
+        with pytest.raises(ValueError, match="modality: is .*expected an integer from 1 to 2"):
+            look_up(wrong)
+
+
+def test_columns_of_an_absent_structure_are_refused():
+    assert UNEVEN.rank("12") == 0
+    with pytest.raises(ValueError, match=r"structure: '12' is not in the hierarchy; expected one of 123, 13, 23, 2"):
+        UNEVEN.columns("12")
+
+
 @pytest.mark.parametrize(
     ("dims", "ranks", "message"),
     [
+        (5, {(1,): 1}, "dims: is 5"),
+        ((4, None), {(1,): 1}, "dims: modality 2 has dimension None"),
+        ((4, 1.5), {(1,): 1}, "dims: modality 2 has dimension 1.5"),
+        ((4, 4), [(1, 2)], "ranks: is .*expected a dictionary"),
+        ((4, 4), {(1,): None}, r"ranks: structure \(1,\) has rank None"),
         ((), {(1,): 1}, "dims: got no modality"),
         ((4, 0), {(1,): 1}, "dims: modality 2 has dimension 0; expected a positive integer"),
         ((4, -3), {(1,): 1}, "dims: modality 2 has dimension -3"),

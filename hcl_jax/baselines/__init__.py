@@ -1,24 +1,23 @@
-"""Published decompositions of several views, one a file: `fit(views, hierarchy, config, *, y=None, key) -> LinearFit`."""
+"""Published decompositions of several views, one a file: `fit(views, hierarchy, config, *, y=None, key=None) -> LinearFit`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Key
 
 from hcl_jax.baselines import ajive, hnn, jive, mmfl, sjive, slide
-from hcl_jax.baselines.linear import LinearFit
+from hcl_jax.baselines.linear import LinearFit, check_views
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, as_response
 
 
-def sjive_at_permutation_ranks(
-    views: Sequence[Array], hierarchy: Hierarchy, *, y: Array | None = None, key: Key[Array, ""]
-) -> LinearFit:
+def sjive_at_permutation_ranks(views: Any, hierarchy: Hierarchy, *, y: Any = None, key: Any = None) -> LinearFit:
     """sJIVE at the ranks that JIVE's permutation test chooses without the response: the first of the two rules of its paper."""
-    if y is None:
-        raise ValueError("y: is None; expected a response, as sJIVE is supervised")
-    k_ranks, k_fit = jr.split(key)
+    views = check_views(views, hierarchy.dims)
+    y = as_response(y, views.n_samples, samples=views.sample_names)
+    k_ranks, k_fit = jr.split(as_key(key, "for the permutations and folds"))
     membership = jive.fit(views, hierarchy, jive.JiveConfig(ranks="permutation"), key=k_ranks).membership
     alone = membership.sum(axis=0) == 1
     ranks = jnp.concatenate([membership.all(axis=0).sum()[None], (membership & alone[None, :]).sum(axis=1)])
@@ -45,9 +44,9 @@ BASELINES: dict[str, Callable[..., LinearFit]] = {
     "hnn-minimum": partial(hnn.fit, config=hnn.HnnConfig(rule="minimum")),
     "hnn-angle": partial(hnn.fit, config=hnn.HnnConfig(ranks="angle")),
 }
-"""`BASELINES[name](views, hierarchy, *, y=None, key)`: at the hierarchy's ranks, or with the rule behind the dash, which chooses
-ranks, or the weights of the response in MMFL; `unscaled`: views keep their common scale, where noise is alike in all of them.
-HNN chooses its penalties by bi-cross-validation: the smallest rank within a standard error of the least error, as its paper
-does, or the least error."""
+"""`BASELINES[name](views, hierarchy, *, y=None, key=None)`, the key where something is drawn: at the hierarchy's ranks, or with
+the rule behind the dash, which chooses ranks, or the weights of the response in MMFL; `unscaled`: views keep their common scale,
+where noise is alike in all of them. HNN chooses its penalties by bi-cross-validation: the smallest rank within a standard error
+of the least error, as its paper does, or the least error."""
 
 __all__ = ["BASELINES", "LinearFit"]

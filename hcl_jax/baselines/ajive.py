@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ from hcl_jax.baselines.linear import (
     stack_blocks,
     stack_views,
 )
-from hcl_jax.linalg import singular_values
+from hcl_jax.compiled import compiled
+from hcl_jax.linalg import spectral_norm
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, centred, view_norms
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,12 @@ class Signal(NamedTuple):
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: AjiveConfig = AjiveConfig(),
     *,
-    y: Array | None = None,
-    key: PRNGKeyArray,
+    y: Any = None,
+    key: Any = None,
 ) -> LinearFit:
     """X_m = J_m + A_m + E_m of every centred view, with scores C that all views share and C ⊥ A_m.
 
@@ -94,33 +96,39 @@ def fit(
     on the individual loadings), and the same map gives scores of other rows: those of the training rows are the factors.
     A direction that the view's data lack gets a column of zeros.
 
-    The response is not used, the key only by "selected". Raises `ValueError` when there are fewer than two views, when shapes
-    and ranks do not fit, and, outside of compiled code, when a view holds NaN.
+    The response is not used, the key only by "selected". Raises `ValueError` for what `check_views` refuses, a key that is
+    needed and missing, and ranks that do not fit.
     """
-    X = stack_views(views, hierarchy.dims)
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: AjiveConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n = X.shape[0]
     signal_ranks, joint_rank, individual_ranks = _ranks(hierarchy, config, n)
     edges = np.cumsum([0, *hierarchy.dims])
-    centre = X.mean(axis=0)
-    centred = [X[:, a:b] - centre[None, a:b] for a, b in pairwise(edges)]
-    signals = [signal_of(Z, t) for Z, t in zip(centred, signal_ranks, strict=True)]
+    Z, centre, _ = centred(X)
+    unit = view_norms(Z, (Z.shape[1],))[0]  # squares of the data may leave the range of numbers
+    parts = [Z[:, a:b] / unit for a, b in pairwise(edges)]
+    signals = [signal_of(part, t) for part, t in zip(parts, signal_ranks, strict=True)]
 
     width = min(signal_ranks) if config.ranks == "selected" else joint_rank
     C, squares, directions = _common_directions(signals, width)
     kept = jnp.ones(width, bool)
     if config.ranks == "selected":
-        cut = joint_threshold(signals, n, config, key)
+        cut = joint_threshold(signals, n, config, as_key(key, "for the random directions"))
         kept = jnp.cumprod((squares > cut).astype(jnp.int32)) > 0
-        kept = kept & identifiable(centred, signals, C)
+        kept = kept & identifiable(parts, signals, C)
     kept = kept & (squares > 1e3 * jnp.finfo(X.dtype).eps)
     C, directions = jnp.where(kept[None, :], C, 0), jnp.where(kept[None, :], directions, 0)
 
-    joint_loadings = jnp.concatenate([Z.T @ C for Z in centred])
+    joint_loadings = jnp.concatenate([part.T @ C for part in parts])
     factors, blocks, maps, used = [C], [], [directions], [kept]
-    for m, (Z, signal) in enumerate(zip(centred, signals, strict=True)):
+    for m, (part, signal) in enumerate(zip(parts, signals, strict=True)):
         rows = slice(int(edges[m]), int(edges[m + 1]))
         joint = joint_loadings[rows]
-        left = signal_of(Z - C @ joint.T, individual_ranks[m])
+        left = signal_of(part - C @ joint.T, individual_ranks[m])
         held = left.values > 1e3 * jnp.finfo(X.dtype).eps * signal.values[0]
         if config.ranks != "given":
             held = held & (left.values > signal.threshold)
@@ -134,11 +142,11 @@ def fit(
     return LinearFit(
         centre=centre,
         scale=jnp.ones_like(centre),
-        loadings=L,
+        loadings=unit * L,
         factors=F,
-        score_map=jnp.concatenate(maps, axis=1),
+        score_map=jnp.concatenate(maps, axis=1) / unit,
         membership=jnp.asarray(joint_then_individual(width, individual_ranks)) & jnp.concatenate(used)[None, :],
-        objective=jnp.sum((jnp.concatenate(centred, axis=1) - F @ L.T) ** 2),
+        objective=unit**2 * jnp.sum((jnp.concatenate(parts, axis=1) - F @ L.T) ** 2),
         status=jnp.where(jnp.isfinite(L).all(), 0, 2).astype(jnp.int32),
         steps=jnp.ones((), jnp.int32),
         dims=hierarchy.dims,
@@ -230,12 +238,12 @@ def null_draws(
             factors.append(_normal_factor(key, size, columns, unused[:taken]))
             unused = unused[taken:]
         R = factors[0]
-        random = _spectral_norm(jnp.concatenate([_whitened(R[:, a:b], R[:, a:b]) for a, b in pairwise(edges)], axis=1)) ** 2
+        random = spectral_norm(jnp.concatenate([_whitened(R[:, a:b], R[:, a:b]) for a, b in pairwise(edges)], axis=1)) ** 2
         norms = []
         for (rest, size), others, key in zip(frames, factors[1:], keys[len(hidden) :], strict=False):
             seen = jr.normal(key, (min(rest.size, size), others.shape[1]), dtype)
             frame = _whitened(seen, jnp.concatenate([seen, others]))
-            norms.append(_spectral_norm(rest[: seen.shape[0], None] * frame))
+            norms.append(spectral_norm(rest[: seen.shape[0], None] * frame))
         return random, jnp.maximum(jnp.stack(norms[::2]), jnp.stack(norms[1::2]))
 
     random, largest = lax.map(draw, (jr.split(k_draws, n_draws), chi))
@@ -256,9 +264,3 @@ def _whitened(part: Float[Array, "k t"], whole: Float[Array, "rows t"]) -> Float
     if 0 in part.shape:
         return part
     return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(whole.T @ whole), part.T, lower=True).T
-
-
-def _spectral_norm(matrix: Float[Array, "q p"]) -> Float[Array, ""]:
-    if 0 in matrix.shape:
-        return jnp.zeros((), matrix.dtype)
-    return singular_values(matrix, 1)[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,10 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
+from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
 from hcl_jax.linalg import least_squares_map, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure, full_lattice
+from hcl_jax.views import as_key, centred, view_norms
 
 RANK_TOLERANCE = 1e-3  # singular values of standardised views below this are zero
 CHECK_EVERY = 5  # passes between two evaluations of the duality gap, which costs about as much as one pass
@@ -502,12 +505,12 @@ def structure_scores(
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: HnnConfig = HnnConfig(),
     *,
-    y: Array | None = None,
-    key: Key[Array, ""] | None = None,
+    y: Any = None,
+    key: Any = None,
 ) -> LinearFit:
     """Hierarchical nuclear norm: min_M ½‖Z − M‖² + Σ_A λ_A‖M_A‖_* of the centred views of unit Frobenius norm, then scores.
 
@@ -521,12 +524,19 @@ def fit(
     for training rows as for new ones. The two are equal where the data are a sum of structures without noise; otherwise
     those of `transform` fit the data at least as well, as nothing restrains them, and they hold the noise within the
     loadings' span. `objective` is that of the penalised problem, `steps` are its passes.
+
+    Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and options that do not fit the data.
     """
-    X = stack_views(views, hierarchy.dims)
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: HnnConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n, d = X.shape
     n_modalities = hierarchy.n_modalities
-    if config.penalties is None and key is None:
-        raise ValueError("key: is None; expected a random key, as bi-cross-validation chooses the penalties")
+    if config.penalties is None:
+        key = as_key(key, "for the halves of the bi-cross-validation that chooses the penalties")
     if config.penalties is not None and len(config.penalties) != n_modalities:
         raise ValueError(f"penalties: has {len(config.penalties)} values; expected one a size of structure, {n_modalities}")
     widths = hierarchy.ranks
@@ -542,16 +552,15 @@ def fit(
     if n < needed:
         raise ValueError(f"views: have {n} rows; expected at least {needed}")
 
-    centre = jnp.mean(X, axis=0)
-    scale = view_norms(X - centre[None, :], hierarchy.dims)
-    Z = (X - centre[None, :]) / scale[None, :]
+    Z, centre, _ = centred(X)
+    scale = view_norms(Z, hierarchy.dims)
+    Z = Z / scale[None, :]
     rotation, compressed = jnp.linalg.qr(Z) if n > d else (None, Z)
     narrow, narrow_dims = _narrow(compressed, hierarchy.dims)
     weights, largest = structure_weights(narrow, hierarchy.dims, n, config.weights, narrow_dims)
 
     if config.penalties is None:
-        assert key is not None
-        levels = _choose_levels(X, hierarchy.dims, config, weights, largest, key)
+        levels = _choose_levels(Z, hierarchy.dims, config, weights, largest, key)
     else:
         levels = jnp.asarray(config.penalties, X.dtype)
 

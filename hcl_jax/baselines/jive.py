@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from hcl_jax.alignment import align_globally
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
@@ -21,18 +22,20 @@ from hcl_jax.baselines.linear import (
     joint_then_individual,
     stack_blocks,
     stack_views,
-    view_norms,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.linalg import (
     GUARD,
     Anderson,
     improved_left_vectors,
+    inverse_root,
     largest_roots,
     leading_left_vectors,
     least_squares_map,
     singular_values,
 )
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, centred, view_norms
 
 WARM_FROM = 3  # times the columns of the warm-started basis: from this size of a matrix on it beats an eigendecomposition
 
@@ -110,12 +113,12 @@ class _Parts(NamedTuple):
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: JiveConfig = JiveConfig(),
     *,
-    y: Array | None = None,
-    key: PRNGKeyArray,
+    y: Any = None,
+    key: Any = None,
 ) -> LinearFit:
     """Z_m = J_m + A_m + E_m of every view, minimising ‖E‖²_F subject to joint and individual scores being orthogonal.
 
@@ -137,17 +140,20 @@ def fit(
     the samples of each view permuted, never below the last; individual ranks by those of Z_m − J_m against those with the
     entries of every variable permuted; fit. By BIC: the one further rank that lowers BIC most, until none does.
 
-    Raises `ValueError` when there are fewer than two views, when shapes and ranks do not fit, and, outside of compiled code,
-    when a view holds NaN.
+    Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and ranks that do not fit.
     """
-    X = _checked(views, hierarchy)
+    return _decomposition(_checked(views, hierarchy), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: JiveConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n, d = X.shape
     widths = _widths(hierarchy, config, n)
     edges = tuple(int(edge) for edge in np.cumsum([0, *hierarchy.dims]))
-    centre = X.mean(axis=0)
-    centred = X - centre[None, :]
-    scale = view_norms(centred, hierarchy.dims if config.scale_views else (d,))
-    Z = centred / scale[None, :]
+    Z, centre, _ = centred(X)
+    scale = view_norms(Z, hierarchy.dims if config.scale_views else (d,))
+    Z = Z / scale[None, :]
     basis, core = jnp.linalg.qr(Z) if n > d else (None, Z)
     if config.start == "r.jive":  # the direction of constant scores, which centred data lack
         core = jnp.concatenate([core, jnp.zeros((1, d), X.dtype)])
@@ -161,7 +167,7 @@ def fit(
     if config.ranks == "given":
         parts = at_ranks(jnp.array(widths, jnp.int32), config.tolerance)
     elif config.ranks == "permutation":
-        parts = _by_permutation(at_ranks, core, Z, scores_of, edges, widths, config, key)
+        parts = _by_permutation(at_ranks, core, Z, scores_of, edges, widths, config, as_key(key, "for the permutations"))
     else:
         parts = _by_bic(at_ranks, core, n, edges, widths, config)
 
@@ -181,7 +187,7 @@ def fit(
     )
 
 
-def _checked(views: Sequence[Array], hierarchy: Hierarchy) -> Float[Array, "n d"]:
+def _checked(views: Any, hierarchy: Hierarchy) -> Float[Array, "n d"]:
     X = stack_views(views, hierarchy.dims)
     if X.shape[0] < 2:
         raise ValueError(f"views: have {X.shape[0]} rows; expected at least 2")
@@ -357,9 +363,9 @@ def _accelerate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Ar
         value = jnp.sum((D - parts.joint_part()) ** 2)
         own = jnp.pad(masks[0], (0, state.tracked[0].shape[1] - width))
         joint = _leading(D, jnp.where(own[None, :], _padded(V_J, state.tracked[0]), state.tracked[0]), width)
-        plain = _aligned(jnp.where(masks[0][None, :], joint[:, :width], 0), V_J)
+        plain = align_globally(jnp.where(masks[0][None, :], joint[:, :width], 0), V_J)
         memory = state.memory.push(plain.ravel(), (plain - V_J).ravel())
-        ahead = _orthonormal(memory.extrapolate().reshape(q, width))
+        ahead = _nearest_frame(memory.extrapolate().reshape(q, width))
         change = _move(parts, state.parts)
         accepted = _Search(parts, value, (joint, *vectors), ahead, plain, memory.used == 0, memory, change)
         back = state._replace(
@@ -397,18 +403,9 @@ def _padded(V: Float[Array, "q r"], like: Float[Array, "q k"]) -> Float[Array, "
     return jnp.zeros_like(like).at[:, : V.shape[1]].set(V)
 
 
-def _aligned(V: Float[Array, "q r"], target: Float[Array, "q r"]) -> Float[Array, "q r"]:
-    """V Q, Q the orthogonal matrix that brings it nearest to the target."""
-    left, _, right = jnp.linalg.svd(V.T @ target)
-    return V @ (left @ right)
-
-
-def _orthonormal(V: Float[Array, "q r"]) -> Float[Array, "q r"]:
+def _nearest_frame(V: Float[Array, "q r"]) -> Float[Array, "q r"]:
     """The nearest matrix with orthonormal columns; columns of zeros stay."""
-    values, vectors = jnp.linalg.eigh(V.T @ V)
-    positive = values > jnp.finfo(V.dtype).eps
-    roots = jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, values, 1)), 0)
-    return V @ ((vectors * roots[None, :]) @ vectors.T)
+    return V @ inverse_root(V.T @ V)[0]
 
 
 def _without(V: Float[Array, "q r"], matrix: Float[Array, "q p"]) -> Float[Array, "q p"]:

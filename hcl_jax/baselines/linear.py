@@ -1,6 +1,7 @@
 """What all matrix decompositions end in: scores of a row are a linear map of it, whatever led there."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.structure import Hierarchy, Structure
+from hcl_jax.views import Views, as_response, as_views
 
 
 class LinearFit(eqx.Module):
@@ -37,39 +39,48 @@ class LinearFit(eqx.Module):
     intercept: Float[Array, ""] | None = None
 
 
-def stack_views(views: Sequence[Array], dims: Sequence[int]) -> Float[Array, "n d"]:
-    """All views side by side.
+def check_views(views: Any, dims: Sequence[int]) -> Views:
+    """The views that `as_views` reads, of these dimensions.
 
-    Raises `ValueError` for fewer than two views, and one that names the view when its number of rows differs from the first
-    one's, its number of features from that in `dims`, or, outside of compiled code, when it holds values that are not finite.
+    Raises `ValueError` for fewer than two views, other numbers of views or features than the hierarchy has, and what `as_views`
+    refuses.
     """
     if len(dims) < 2:
-        raise ValueError(f"hierarchy: has {len(dims)} modality; expected at least 2")
-    if len(views) != len(dims):
-        raise ValueError(f"views: are {len(views)}; expected {len(dims)}, one a modality of the hierarchy")
-    n = views[0].shape[0]
-    for number, view in enumerate(views, start=1):
-        if view.ndim != 2 or view.shape[0] != n:
-            raise ValueError(f"views: view {number} has shape {view.shape}; expected {n} rows, as view 1 has")
-        if not isinstance(view, jax.core.Tracer) and not bool(jnp.isfinite(view).all()):
-            raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
-    got = tuple(view.shape[1] for view in views)
-    if got != tuple(dims):
-        raise ValueError(f"views: have {got} features; expected {tuple(dims)}")
-    return jnp.concatenate([jnp.asarray(view) for view in views], axis=1)
+        raise ValueError(
+            f"hierarchy: has {len(dims)} modality; expected at least 2, as baselines tell what views share (ESTIMATORS take one)"
+        )
+    read = as_views(views)
+    if len(read.names) != len(dims):
+        raise ValueError(f"views: are {len(read.names)}; expected {len(dims)}, one a modality of the hierarchy")
+    if read.dims != tuple(dims):
+        raise ValueError(f"views: have {read.dims} features; expected {tuple(dims)}")
+    return read
 
 
-def standardise(fitted: LinearFit, views: Sequence[Float[Array, "n _d"]]) -> Float[Array, "n d"]:
-    """Z = (X − centre)/scale, with the training means and scales."""
-    return (stack_views(views, fitted.dims) - fitted.centre[None, :]) / fitted.scale[None, :]
+def stack_views(views: Any, dims: Sequence[int]) -> Float[Array, "n d"]:
+    """All views side by side, checked as `check_views` does."""
+    return check_views(views, dims).stacked()
 
 
-def transform(fitted: LinearFit, views: Sequence[Float[Array, "n _d"]]) -> Float[Array, "n R"]:
+def stack_with_response(views: Any, dims: Sequence[int], y: Any) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
+    """(all views side by side, the response in their precision and the order of their samples), checked."""
+    read = check_views(views, dims)
+    X = read.stacked()
+    return X, as_response(y, read.n_samples, samples=read.sample_names).astype(X.dtype)
+
+
+def standardise(fitted: LinearFit, views: Any) -> Float[Array, "n d"]:
+    """Z = (X − centre)/scale, with the training means and scales, in the precision of the fit."""
+    X = stack_views(views, fitted.dims).astype(fitted.centre.dtype)
+    return (X - fitted.centre[None, :]) / fitted.scale[None, :]
+
+
+def transform(fitted: LinearFit, views: Any) -> Float[Array, "n R"]:
     """Scores of any rows: each row's depend on that row alone."""
     return standardise(fitted, views) @ fitted.score_map
 
 
-def predict(fitted: LinearFit, views: Sequence[Float[Array, "n _d"]]) -> Float[Array, " n"]:
+def predict(fitted: LinearFit, views: Any) -> Float[Array, " n"]:
     """The response that a supervised method expects. Raises `ValueError` for an unsupervised one."""
     coefficients, intercept = own_prediction(fitted)
     return transform(fitted, views) @ coefficients + intercept
@@ -82,9 +93,15 @@ def own_prediction(fitted: LinearFit) -> tuple[Float[Array, " R"], Float[Array, 
     return fitted.coefficients, fitted.intercept
 
 
-def part(fitted: LinearFit, columns: Bool[Array, " R"]) -> Float[Array, "n d"]:
-    """What the chosen columns contribute to the training data, in the units of the data (without the means)."""
-    kept = jnp.where(columns[None, :], fitted.factors, 0)
+def part(fitted: LinearFit, columns: Any) -> Float[Array, "n d"]:
+    """What the chosen columns contribute to the training data, in the units of the data (without the means).
+
+    Raises `ValueError` unless `columns` are R booleans.
+    """
+    chosen = columns if isinstance(columns, jax.Array) else np.asarray(columns)
+    if chosen.dtype != bool or chosen.shape != fitted.loadings.shape[1:]:
+        raise ValueError(f"columns: are {chosen.dtype} of shape {chosen.shape}; expected {fitted.loadings.shape[1]} booleans")
+    kept = jnp.where(chosen[None, :], fitted.factors, 0)
     return kept @ fitted.loadings.T * fitted.scale[None, :]
 
 
@@ -100,27 +117,20 @@ def activity(fitted: LinearFit) -> dict[Structure, int]:
     return {s: structures.count(s) for s in sorted(set(structures), key=lambda s: (-len(s), s))}
 
 
-def variance_explained(fitted: LinearFit, views: Sequence[Float[Array, "n _d"]]) -> dict[tuple[int, Structure], float]:
-    """1 − ‖Z_m − F_s L_{m,s}ᵀ‖²/‖Z_m‖² for every view m and active structure s, on the training views: the share of the view's
-    variance that the structure's columns explain alone."""
+def variance_explained(fitted: LinearFit, views: Any) -> dict[tuple[int, Structure], float]:
+    """1 − ‖Z_m − T_s L_{m,s}ᵀ‖²/‖Z_m‖² for every view m and active structure s, of any rows, with T = `transform` of them: the
+    share of the view's variance about the training means that the structure's columns explain alone. 0 where there is none."""
     Z = standardise(fitted, views)
-    by_column, edges = column_structures(fitted), np.cumsum([0, *fitted.dims])
+    scores, by_column, edges = Z @ fitted.score_map, column_structures(fitted), np.cumsum([0, *fitted.dims])
     table = {}
     for s in activity(fitted):
         columns = np.array([column == s for column in by_column])
-        explained = fitted.factors[:, columns] @ fitted.loadings[:, columns].T
+        left = Z - scores[:, columns] @ fitted.loadings[:, columns].T
         for m in range(1, len(fitted.dims) + 1):
             rows = slice(edges[m - 1], edges[m])
-            left = jnp.sum((Z[:, rows] - explained[:, rows]) ** 2)
-            table[m, s] = float(1 - left / jnp.sum(Z[:, rows] ** 2))
+            total = float(jnp.sum(Z[:, rows] ** 2))
+            table[m, s] = 1 - float(jnp.sum(left[:, rows] ** 2)) / total if total > 0 else 0.0
     return table
-
-
-def view_norms(X: Float[Array, "n d"], dims: Sequence[int]) -> Float[Array, " d"]:
-    """The Frobenius norm of every view, repeated over its features; 1 for a view without variance."""
-    edges = np.cumsum([0, *dims])
-    norms = jnp.stack([jnp.linalg.norm(X[:, a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
-    return jnp.repeat(jnp.where(norms > 0, norms, 1), np.array(dims), total_repeat_length=int(edges[-1]))
 
 
 def given_ranks(hierarchy: Hierarchy) -> tuple[int, tuple[int, ...]]:

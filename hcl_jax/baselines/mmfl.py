@@ -13,9 +13,8 @@ the same fixed points and is kept as `solver="alm"`; there is no μ in the probl
 Where the released code departs from this: a real response had the one-sided rule of the labels, and U was not the minimiser.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +23,20 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
+from hcl_jax.baselines.linear import LinearFit, stack_with_response
 from hcl_jax.baselines.slide import (
     canonical_columns,
     centre_and_scale,
     feature_mask,
-    inverse_root,
     leading_loadings,
     moments,
     squarem,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import least_squares_map
+from hcl_jax.linalg import inverse_root, least_squares_map
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, centred, norms, view_norms
 
 
 def _values(option: float | tuple[float, ...]) -> tuple[float, ...]:
@@ -198,9 +198,7 @@ def _augmented_lagrangian(problem: _Problem, weights: Float[Array, "2"], config:
 
 def _problem(Z, y, inside, mask, n_columns, config):
     """(the problem in units of the response's spread, that spread, λ = 1 in the config's units)."""
-    n_inside = inside.sum().astype(Z.dtype)
-    mean = jnp.sum(jnp.where(inside, y, 0)) / n_inside
-    spread = jnp.linalg.norm(jnp.where(inside, y - mean, 0))
+    spread = norms(centred(y[:, None], inside)[0])[0]
     spread = jnp.where(spread > 0, spread, 1)
     size = jnp.sum(Z**2)
     unit = Z.shape[1] / jnp.where(size > 0, size, 1) if config.relative else 1 / spread**2
@@ -223,12 +221,12 @@ def _score_map(solution: _Solution, lam: Float[Array, ""], config: MmflConfig) -
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: MmflConfig = MmflConfig(),
     *,
-    y: Array | None = None,
-    key: Key[Array, ""],
+    y: Any = None,
+    key: Any = None,
 ) -> LinearFit:
     """MMFL of the views and y; key only draws the folds of a cross-validation.
 
@@ -237,27 +235,31 @@ def fit(
     U = polar(T(λVᵀV + ββᵀ) + (t − b)βᵀ) with "eq11"; the two kinds of score differ by an R × R matrix, and the predictions
     Tβ + b by one factor, 1/(1 + βᵀ(λVᵀV)⁻¹β), towards b.
 
-    Raises `ValueError` that names the argument when views, hierarchy and y do not fit together, values are not finite, a response
-    is missing, not of the task's kind or of one class only, or rows are fewer than one more than the factors.
+    Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, a response that is missing, not finite,
+    not of the task's kind or of one class only, or rows that are fewer than one more than the factors.
     """
-    n = stack_views(views, hierarchy.dims).shape[0]
-    if y is None:
-        raise ValueError("y: is missing; expected a response, which MMFL is fitted to")
-    if y.shape != (n,):
-        raise ValueError(f"y: has shape {y.shape}; expected ({n},), one value for each row of the views")
-    if not isinstance(y, jax.core.Tracer):
-        if not np.isfinite(y).all():
-            raise ValueError("y: holds NaN or infinite values; expected finite numbers")
-        if config.task == "classification" and set(np.unique(y).tolist()) != {-1.0, 1.0}:
-            raise ValueError(f"y: holds {np.unique(y).tolist()[:5]}; expected both labels −1 and 1, and no other value")
+    X, y = stack_with_response(views, hierarchy.dims, y)
+    if config.task == "classification" and not isinstance(y, jax.core.Tracer) and set(np.unique(y).tolist()) != {-1.0, 1.0}:
+        raise ValueError(f"y: holds {np.unique(y).tolist()[:5]}; expected both labels −1 and 1, and no other value")
+    return _decomposition(X, y, hierarchy, config, key)
+
+
+@compiled
+def _decomposition(
+    X: Float[Array, "n d"], y: Float[Array, " n"], hierarchy: Hierarchy, config: MmflConfig, key: Any
+) -> LinearFit:
+    """The fit to views side by side."""
+    n = X.shape[0]
     folds = config.folds if len(config.weights) > 1 else 1
     training_rows = n - -(-n // folds) if folds > 1 else n
     if training_rows <= hierarchy.n_factors:
         held = f", of which a fold is fitted to {training_rows}" if folds > 1 else ""
         raise ValueError(f"views: have {n} rows{held}; expected more than the {hierarchy.n_factors} factors of the hierarchy")
-    Z, centre, scale = centre_and_scale(views, hierarchy.dims)
+    Z, centre, scale = centre_and_scale(X, hierarchy.dims)
     weights = jnp.asarray(config.weights, dtype=Z.dtype)
-    best = jnp.argmin(cross_validation(views, hierarchy, config, y=y, key=key)) if folds > 1 else 0
+    best = jnp.zeros((), int)
+    if folds > 1:
+        best = jnp.argmin(cross_validation(X, hierarchy, config, y=y, key=as_key(key, "for the folds")))
     membership = jnp.asarray(hierarchy.modality_mask)
     mask, everyone = feature_mask(membership, hierarchy.dims), jnp.ones(n, dtype=bool)
     problem, spread, unit = _problem(Z, y, everyone, mask, hierarchy.n_factors, config)
@@ -283,7 +285,7 @@ def _loss(y: Float[Array, " n"], predicted: Float[Array, " n"], config: MmflConf
 
 
 def cross_validation(
-    views: Sequence[Float[Array, "n _d"]],
+    X: Float[Array, "n d"],
     hierarchy: Hierarchy,
     config: MmflConfig,
     *,
@@ -295,7 +297,7 @@ def cross_validation(
     Everything that a fold's rows are held out from, centring and scaling too, sees the other rows only. The folds are random, of
     equal size up to one, and of labels hold equal shares.
     """
-    X, _, _ = centre_and_scale(views, hierarchy.dims)  # only to be far from rounding: every fold centres and scales anew
+    X, _, _ = centre_and_scale(X, hierarchy.dims)  # only to be far from rounding: every fold centres and scales anew
     n = X.shape[0]
     order = jr.permutation(key, n)
     if config.task == "classification":
@@ -305,8 +307,7 @@ def cross_validation(
 
     def losses(fold):
         inside = fold_of != fold
-        mean = jnp.sum(jnp.where(inside[:, None], X, 0), axis=0) / inside.sum().astype(X.dtype)
-        training = jnp.where(inside[:, None], X - mean[None, :], 0)
+        training, mean, _ = centred(X, inside)
         norms = view_norms(training, hierarchy.dims)
         Z = (X - mean[None, :]) / norms[None, :]
         problem, spread, unit = _problem(training / norms[None, :], y, inside, mask, hierarchy.n_factors, config)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,13 @@ from hcl_jax.baselines.linear import (
     check_view_ranks,
     given_ranks,
     joint_then_individual,
-    stack_views,
+    stack_with_response,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
-from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
+from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map, triangle
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, centred
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,9 @@ class _State(NamedTuple):
 
 def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -> _Standardised:
     """Mean 0 and variance 1 (of n − 1) in the rows that count; constant columns become 0."""
-    n = jnp.sum(counts).astype(columns.dtype)
-    kept = jnp.where(counts[:, None], columns, 0)
-    centre = jnp.sum(kept, axis=0) / n
-    centred = jnp.where(counts[:, None], columns - centre[None, :], 0)
-    scale = jnp.sqrt(jnp.sum(centred**2, axis=0) / (n - 1))
-    floor = 10 * jnp.finfo(columns.dtype).eps * jnp.abs(centre)
-    Z = jnp.where((scale > floor)[None, :], centred / jnp.where(scale > floor, scale, 1)[None, :], 0)
-    core = jnp.linalg.qr(Z, mode="r") if Z.shape[0] > Z.shape[1] else Z
-    return _Standardised(core, centre, jnp.where(scale > floor, scale, 1))
+    Z, centre, deviation = centred(columns, counts)
+    scale = jnp.where(deviation > 0, deviation, 1)
+    return _Standardised(triangle(Z / scale[None, :]), centre, scale)
 
 
 def _leading(T: Float[Array, "q p"], tracked: Float[Array, "q k"]) -> Float[Array, "q k"]:
@@ -305,6 +301,9 @@ def _cross_validate(
 ) -> Float[Array, " grid"]:
     """Mean squared error of the held-out responses at every (ranks, η), over the variance of the response."""
 
+    deviation = centred(columns[:, -1:])[2][0]
+    spread = jnp.where(deviation > 0, deviation, 1)
+
     def held_out(fold: tuple[_Standardised, Bool[Array, " n"]]) -> Float[Array, " grid"]:
         training, held = fold
         Z = (columns - training.centre[None, :]) / training.scale[None, :]
@@ -313,14 +312,11 @@ def _cross_validate(
             at, eta = point
             model, _ = _fitted(training.core, dims, widths, at, eta, config, config.path_tolerance, config.path_max_steps)
             predicted = Z[:, :-1] @ (least_squares_map(model.loadings) @ model.theta)
-            return jnp.sum(jnp.where(held, (Z[:, -1] - predicted) ** 2, 0)) * training.scale[-1] ** 2
+            return jnp.sum(jnp.where(held, (Z[:, -1] - predicted) ** 2, 0)) * (training.scale[-1] / spread) ** 2
 
         return lax.map(error, (ranks, etas))
 
-    total = jnp.sum(lax.map(held_out, (folds.training, folds.held)), axis=0)
-    response = columns[:, -1]
-    variance = jnp.sum((response - response.mean()) ** 2)
-    return total / jnp.where(variance > 0, variance, 1)
+    return jnp.sum(lax.map(held_out, (folds.training, folds.held)), axis=0) / (columns.shape[0] - 1)
 
 
 def _forward(
@@ -367,12 +363,12 @@ def _widths(hierarchy: Hierarchy, config: SjiveConfig, n: int) -> tuple[int, ...
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: SjiveConfig = SjiveConfig(),
     *,
-    y: Array | None = None,
-    key: PRNGKeyArray | None = None,
+    y: Any = None,
+    key: Any = None,
     ranks: Int[Array, " blocks"] | None = None,
 ) -> LinearFit:
     """min η Σ_m ‖Z_m − S_J U_mᵀ − S_m W_mᵀ‖² + (1 − η)‖y − S_J θ₁ − Σ_m S_m θ₂ₘ‖² subject to S_JᵀS_m = 0.
@@ -392,31 +388,35 @@ def fit(
     `ranks`, if given, are (joint, individual ranks) that may be traced, such as those of another method's selection, at most
     those of the config or the hierarchy.
 
-    Raises `ValueError` without a response, for fewer than two views, fewer rows than folds, shapes and ranks that do not fit
-    and, outside of compiled code, for NaN.
+    Raises `ValueError` for what `check_views` refuses, a response or a needed key that is missing, fewer rows than folds, and
+    ranks that do not fit.
     """
-    if y is None:
-        raise ValueError("y: is None; expected a response, as sJIVE is supervised")
-    X = stack_views(views, hierarchy.dims)
+    X, y = stack_with_response(views, hierarchy.dims, y)
+    return _decomposition(X, y, hierarchy, config, key, ranks)
+
+
+@compiled
+def _decomposition(
+    X: Float[Array, "n d"],
+    y: Float[Array, " n"],
+    hierarchy: Hierarchy,
+    config: SjiveConfig,
+    key: Any,
+    ranks: Int[Array, " blocks"] | None,
+) -> LinearFit:
+    """The fit to views side by side."""
     n = X.shape[0]
-    if y.shape != (n,):
-        raise ValueError(f"y: has shape {y.shape}; expected ({n},), one entry a row of the views")
     chooses = config.eta is None or config.ranks == "forward"
     needed = max(3, 2 * config.folds if chooses else 0)
     if n < needed:
         raise ValueError(f"views: have {n} rows; expected at least {needed}, two for each fold")
-    if chooses and key is None:
-        raise ValueError("key: is None; expected a random key, as folds are shuffled")
-    if not isinstance(y, jax.core.Tracer) and not bool(jnp.isfinite(y).all()):
-        raise ValueError("y: holds NaN or infinite values; expected finite numbers")
-    columns = jnp.concatenate([X, y[:, None].astype(X.dtype)], axis=1)
+    columns = jnp.concatenate([X, y[:, None]], axis=1)
     widths, dims = _widths(hierarchy, config, n), hierarchy.dims
 
     at = jnp.array(widths, jnp.int32) if ranks is None else jnp.minimum(ranks.astype(jnp.int32), jnp.array(widths, jnp.int32))
     eta = jnp.array(0 if config.eta is None else config.eta, X.dtype)
     if chooses:
-        assert key is not None
-        folds = _folds(columns, config.folds, key)
+        folds = _folds(columns, config.folds, as_key(key, "for the folds"))
         if config.ranks == "forward":
             at = _forward(columns, folds, dims, widths, config)
         if config.eta is None:

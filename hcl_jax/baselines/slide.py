@@ -25,10 +25,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_views, view_norms
+from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import least_squares_map, singular_values
+from hcl_jax.linalg import inverse_root, least_squares_map, singular_values, triangle
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_key, centred, view_norms
 
 DEFAULT_WIDTH = 64
 LONGEST_STRIDE = 1e4  # of an extrapolation, in plain steps
@@ -139,15 +141,6 @@ def squarem(
     return FixedPoint(point, done, steps)
 
 
-def inverse_root(gram: Float[Array, "R R"]) -> tuple[Float[Array, "R R"], Float[Array, ""]]:
-    """((BᵀB)^(−½), ‖B‖_*) from BᵀB: B times the first is the polar factor of B. Where B has no extent, neither has the factor."""
-    values, vectors = jnp.linalg.eigh(gram)
-    kept = values > gram.shape[0] * jnp.finfo(gram.dtype).eps * values[-1]
-    roots = jnp.where(kept, jnp.sqrt(jnp.where(kept, values, 1)), 0)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, roots, 1), 0)
-    return (vectors * inverse[None, :]) @ vectors.T, roots.sum()
-
-
 def moments(Z: Float[Array, "n d"]) -> Callable[[Float[Array, "d R"]], Float[Array, "d R"]]:
     """V ↦ ZᵀZV, by way of the d × d matrix where that is cheaper."""
     if Z.shape[1] <= 2 * Z.shape[0]:
@@ -169,16 +162,10 @@ def leading_loadings(Z: Float[Array, "n d"], width: int) -> Float[Array, "d widt
 
 
 def centre_and_scale(
-    views: Sequence[Array], dims: Sequence[int], each_view: bool = True
+    X: Float[Array, "n d"], dims: Sequence[int], each_view: bool = True
 ) -> tuple[Float[Array, "n d"], Float[Array, " d"], Float[Array, " d"]]:
-    """(Z, centre, scale): all views side by side, centred, each then of Frobenius norm 1, or all together.
-
-    Columns without variance become exactly zero. Raises `ValueError` when a view holds NaN or infinite values, unless traced.
-    """
-    X = stack_views(views, dims)
-    centre = X.mean(axis=0)
-    constant = (X[:1] == X).all(axis=0)
-    Z = jnp.where(constant[None, :], 0, X - centre[None, :])
+    """(Z, centre, scale): the columns centred, each view then of Frobenius norm 1, or all together. Constant columns become 0."""
+    Z, centre, _ = centred(X)
     scale = view_norms(Z, dims if each_view else (Z.shape[1],))
     return Z / scale[None, :], centre, scale
 
@@ -239,12 +226,12 @@ def canonical_columns(V: Float[Array, "d R"], membership: Bool[Array, "M R"]) ->
 
 
 def fit(
-    views: Sequence[Array],
+    views: Any,
     hierarchy: Hierarchy,
     config: SlideConfig = SlideConfig(),
     *,
-    y: Array | None = None,
-    key: Key[Array, ""],
+    y: Any = None,
+    key: Any = None,
 ) -> LinearFit:
     """SLIDE of the views; y is not used, and key only draws the folds of "bcv".
 
@@ -253,11 +240,17 @@ def fit(
     U = polar(transform(views) VᵀV): the two are equal where every structure holds all views, and V is then ZᵀU. The number of
     columns is that of the hierarchy's factors, or with "bcv" the `width`, of which those not chosen are unused.
 
-    Raises `ValueError` that names the argument when views and hierarchy do not fit together, values are not finite, or the rows
-    are too few: fewer than one more than the factors, or than 2 in a fold.
+    Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and rows that are too few: fewer than
+    one more than the factors, or than 2 in a fold.
     """
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: SlideConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     dims = hierarchy.dims
-    Z, centre, scale = centre_and_scale(views, dims, config.scale_views)
+    Z, centre, scale = centre_and_scale(X, dims, config.scale_views)
     n = Z.shape[0]
     if config.ranks == "bcv":
         _check_folds(n, dims, config)
@@ -268,7 +261,7 @@ def fit(
     else:
         path = penalised_path(Z, dims, config)
         structures, count = distinct_structures(path, n, dims, config)
-        row_folds, column_folds = draw_folds(key, n, dims, config)
+        row_folds, column_folds = draw_folds(as_key(key, "for the folds"), n, dims, config)
         errors = bi_cross_validation(Z, dims, structures, count, row_folds, column_folds, config)
         membership = structures[jnp.argmin(errors.sum(axis=0))]
     mask = feature_mask(membership, dims)
@@ -403,10 +396,10 @@ def bi_cross_validation(
         out = row_folds == fold
         n_in, n_out = (~out).sum().astype(Z.dtype), out.sum().astype(Z.dtype)
         mean = jnp.sum(jnp.where(out[:, None], 0, Z), axis=0) / n_in
-        inside = _triangle(jnp.where(out[:, None], 0, Z - mean[None, :]))
+        inside = triangle(jnp.where(out[:, None], 0, Z - mean[None, :]))
         rows = jnp.where(out[:, None], Z, 0)
         spread = jnp.where(out[:, None], Z - jnp.sum(rows, axis=0, keepdims=True) / n_out, 0)
-        variation, outside = jnp.sum(spread**2, axis=0), _triangle(rows)
+        variation, outside = jnp.sum(spread**2, axis=0), triangle(rows)
 
         def column_fold(fold):
             hidden = column_folds == fold
@@ -439,8 +432,3 @@ def bi_cross_validation(
         return lax.map(column_fold, jnp.arange(config.folds[1]))
 
     return lax.map(row_fold, jnp.arange(config.folds[0])).reshape(-1, structures.shape[0])
-
-
-def _triangle(rows: Float[Array, "n d"]) -> Float[Array, "k d"]:
-    """k ≤ d rows with the same inner products of columns: what a fit sees of many rows."""
-    return rows if rows.shape[0] <= rows.shape[1] else jnp.linalg.qr(rows, mode="r")

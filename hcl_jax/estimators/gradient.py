@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
 from hcl_jax.estimators.estimate import Estimate, finished, scale_equivariant, squared_scale, stopping_tolerance
 from hcl_jax.estimators.spectral import least_squares_objective, structured_loadings
@@ -101,6 +102,7 @@ def minimise_masked(
     return finished(F, noise, converged, steps, least_squares_objective(F, target, image))
 
 
+@compiled
 @scale_equivariant(squared_scale)
 def hcl_gd(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 2000

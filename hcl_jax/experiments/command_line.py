@@ -34,7 +34,7 @@ from hcl_jax.experiments.sweep import (
     memory_available,
     memory_needed,
 )
-from hcl_jax.structure import Hierarchy, Structure
+from hcl_jax.structure import Hierarchy, Structure, as_structure, structure_name
 
 Study = TypeVar("Study")
 
@@ -264,8 +264,8 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
     '123:1,12:2'
     """
     if structures:
-        named = [parse_structure(text, rank) for text in structures]
-        check_list("structures", [".".join(map(str, s)) for s, _ in named])
+        named = [_structure_and_rank(text, len(dims), rank) for text in structures]
+        check_list("structures", [structure_name(s) for s, _ in named])
         try:
             return Hierarchy(dims, dict(named))
         except ValueError as error:
@@ -275,11 +275,9 @@ def make_hierarchy(dims: Sequence[int], rank: int | None, structures: Sequence[s
     return Hierarchy.full(dims, rank)
 
 
-def parse_structure(text: str, rank: int | None) -> tuple[Structure, int]:
-    """A structure and its rank from `123:5`, or from `123` with the rank given. Raises `ValueError` for anything else."""
+def _structure_and_rank(text: str, n_modalities: int, rank: int | None) -> tuple[Structure, int]:
+    """From `123:5`, or from `123` with the rank given."""
     modalities, _, own = text.partition(":")
-    try:
-        members = tuple(sorted(int(m) for m in (modalities.split(".") if "." in modalities else modalities)))
-        return members, int(own) if own or rank is None else rank
-    except ValueError:
-        raise ValueError(f"structures: cannot read {text!r}; expected modalities:rank, such as 123:5, or give --rank") from None
+    if not (own.isdecimal() or (own == "" and rank is not None)):
+        raise ValueError(f"structures: cannot read {text!r}; expected modalities:rank, such as 123:5, or give --rank")
+    return as_structure(modalities, n_modalities, "structures"), int(own or rank or 0)

@@ -73,11 +73,8 @@ class DownstreamCell:
         for name in ("noise_variance", "response_noise_variance"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: is {getattr(self, name)}; expected a positive number")
-        for s in self.support:
-            if s not in self.hierarchy.structures:
-                known = ", ".join(map(structure_name, self.hierarchy.structures))
-                raise ValueError(f"support: unknown structure {structure_name(s)}; expected some of {known}")
-        object.__setattr__(self, "support", tuple(s for s in self.hierarchy.structures if s in self.support))
+        named = {self.hierarchy.present(s, "support") for s in self.support}
+        object.__setattr__(self, "support", tuple(s for s in self.hierarchy.structures if s in named))
 
     @property
     def draw_name(self) -> str:

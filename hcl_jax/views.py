@@ -1,0 +1,386 @@
+"""The boundary: what a caller gives becomes matrices of real numbers with names, or an error that says what is wrong with it.
+
+Arrays of NumPy and JAX, nested lists, frames of pandas and polars, masked arrays, arrays of objects, integers and booleans.
+Inside of compiled code only shapes and types can be looked at. Means and scales, and what is constant, are decided here as well.
+"""
+
+import numbers
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Numbers = np.ndarray | Array
+Held = TypeVar("Held", bound=Numbers)
+UNREADABLE = (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises for a file that is not .npz, or is cut short."""
+LISTED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Views of the same samples: `matrices` n × d_m of floating-point numbers, NumPy's or JAX's as they came, rows in one order.
+
+    Features without names are numbered from 0; `sample_names` are None where no view has any.
+    """
+
+    matrices: tuple[Numbers, ...]
+    names: tuple[str, ...]
+    feature_names: tuple[tuple[str, ...], ...]
+    sample_names: tuple[Hashable, ...] | None = None
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(int(matrix.shape[1]) for matrix in self.matrices)
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.matrices[0].shape[0])
+
+    def stacked(self) -> Float[Array, "n d"]:
+        """All views side by side, in the widest of their precisions that JAX has."""
+        dtype = jax.dtypes.canonicalize_dtype(np.result_type(*[np.dtype(matrix.dtype) for matrix in self.matrices]))
+        return jnp.concatenate([jnp.asarray(matrix, dtype) for matrix in self.matrices], axis=1)
+
+
+class _Table(NamedTuple):
+    """One view, as it came."""
+
+    where: str
+    matrix: Numbers
+    features: tuple[str, ...]
+    samples: tuple[Hashable, ...] | None
+
+    def of_rows(self, order: Sequence[int]) -> "_Table":
+        return self._replace(matrix=self.matrix[np.asarray(order)])
+
+
+def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "views") -> Views:
+    """The views that are meant by a matrix (one view), an iterable of matrices, or a dictionary of them by name.
+
+    A matrix is anything that NumPy reads as one, samples × features; a list of lists of numbers is one matrix. Frames name their
+    features. Samples are named by a pandas index other than the default one, and by the first column of a polars frame if that
+    is text. Named samples are brought into the order of the first view that has names; views without names are taken to be in
+    the order that the named ones share. Half precision becomes single, integers and booleans double.
+
+    >>> views = as_views({"rna": [[1, 2], [3, 4], [5, 7]], "protein": np.ones((3, 1), np.float16)})
+    >>> views.names, views.dims, [str(matrix.dtype) for matrix in views.matrices]
+    (('rna', 'protein'), (2, 1), ['float64', 'float32'])
+
+    Raises `ValueError` that names the `argument`, the view, what was found and what was expected: no view, no sample, no feature,
+    no matrix, complex numbers, text, cells that are missing, NaN or infinite (how many), other numbers of rows, names that occur
+    twice, samples that some view lacks. `names` are those of the views of an iterable.
+    """
+    if isinstance(data, Views):
+        return data if names is None else replace(data, names=_checked_names(names, len(data.names), argument))
+    given, found = _listed(data, argument)
+    if not given:
+        raise ValueError(f"{argument}: are none; expected at least one matrix, samples × features")
+    named = names if names is not None else found
+    labels = [f"view {i}" for i in range(1, len(given) + 1)]
+    if named is not None:
+        named = _checked_names(named, len(given), argument)
+        labels = [f"view {name!r}" for name in named]
+    tables = _aligned([_table(value, f"{argument}: {label}") for value, label in zip(given, labels, strict=True)], argument)
+    samples = next((table.samples for table in tables if table.samples is not None), None)
+    features = tuple(table.features for table in tables)
+    return Views(tuple(table.matrix for table in tables), tuple(named or labels), features, samples)
+
+
+def _listed(data: Any, argument: str) -> tuple[list[Any], Sequence[str] | None]:
+    """The views one by one, and their names where they have some."""
+    if isinstance(data, Mapping):
+        return list(data.values()), [str(name) for name in data]
+    if hasattr(data, "shape") or hasattr(data, "__array__") or _is_list_of_rows(data):
+        return [data], None
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        return list(data), None
+    raise ValueError(f"{argument}: is {_shown(data)}; expected matrices, samples × features, in a list or a dictionary by name")
+
+
+def _is_list_of_rows(data: Any) -> bool:
+    """Whether these are the rows of one matrix, rather than several."""
+    if not isinstance(data, (list, tuple)) or not data or not all(isinstance(row, (list, tuple)) and row for row in data):
+        return False
+    return not any(isinstance(cell, (list, tuple)) or getattr(cell, "ndim", 0) for row in data for cell in row)
+
+
+def _checked_names(names: Sequence[str], n_views: int, argument: str) -> tuple[str, ...]:
+    if isinstance(names, str) or len(names) != n_views:
+        raise ValueError(f"names: are {_shown(names)}; expected {n_views}, one for each of the {argument}")
+    _refuse_repeated(names, "names:", "names")
+    return tuple(str(name) for name in names)
+
+
+def _refuse_repeated(names: Iterable[Hashable], where: str, what: str) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{where} {what} {_some(repeated)} occur more than once; expected each once")
+
+
+def _some(names: Sequence[Hashable]) -> str:
+    """The first of the names, and how many there are."""
+    listed = ", ".join(map(repr, names[:LISTED]))
+    return listed if len(names) <= LISTED else f"{listed}, … ({len(names)} in all)"
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _table(value: Any, where: str) -> _Table:
+    features, samples = None, None
+    if hasattr(value, "get_column"):  # polars
+        columns = list(value.columns)
+        if columns and str(value.dtypes[0]).startswith(("String", "Categorical", "Enum")):
+            samples, value = tuple(value.get_column(columns[0]).to_list()), value.drop(columns[0])
+            columns = columns[1:]
+        features = [str(name) for name in columns]
+    elif hasattr(value, "columns") and hasattr(value, "index"):  # pandas
+        features, samples = [str(name) for name in value.columns], _index_names(value.index)
+    matrix = _checked_numbers(value, where)
+    if matrix.ndim != 2:
+        raise ValueError(f"{where} has shape {matrix.shape}; expected a matrix, samples × features")
+    if 0 in matrix.shape:
+        raise ValueError(f"{where} has shape {matrix.shape}; expected at least one sample and one feature")
+    for names, what in ((features, "features"), (samples, "samples")):
+        _refuse_repeated(names or (), where, what)
+    return _Table(where, matrix, tuple(features or map(str, range(matrix.shape[1]))), samples)
+
+
+def _index_names(index: Any) -> tuple[Hashable, ...] | None:
+    """The names in a pandas index; None for the default one, 0, 1, …"""
+    default = type(index).__name__ == "RangeIndex" and index.start == 0 and index.step == 1
+    return None if default else tuple(index)
+
+
+def _aligned(tables: list[_Table], argument: str) -> list[_Table]:
+    """The views with their samples in one order."""
+    first = next((table for table in tables if table.samples is not None), None)
+    moved = [_in_order_of(first, table) if first and table.samples is not None else table for table in tables]
+    if any(new.samples != old.samples for new, old in zip(moved, tables, strict=True)):
+        for table in tables:
+            if table.samples is None:
+                raise ValueError(
+                    f"{table.where} has no names of samples; expected some, as the others have them in unlike orders"
+                )
+    rows = moved[0].matrix.shape[0]
+    for table in moved[1:]:
+        if table.matrix.shape[0] != rows:
+            other = moved[0].where.removeprefix(f"{argument}: ")
+            raise ValueError(f"{table.where} has shape {table.matrix.shape}; expected {rows} rows, as {other} has")
+    return moved
+
+
+def _in_order_of(first: _Table, table: _Table) -> _Table:
+    assert first.samples is not None, "the first view names its samples"
+    assert table.samples is not None, "so does the other"
+    place = {name: row for row, name in enumerate(table.samples)}
+    lacking = [name for name in first.samples if name not in place]
+    further = sorted(set(table.samples) - set(first.samples), key=table.samples.index)
+    if lacking or further:
+        said = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"has {_some(further)} beside them"] * bool(further)
+        raise ValueError(f"{table.where} {' and '.join(said)}; expected the samples of {first.where.rpartition(': ')[2]}")
+    if table.samples == first.samples:
+        return table
+    return table.of_rows([place[name] for name in first.samples])._replace(samples=first.samples)
+
+
+def _checked_numbers(value: Any, where: str) -> Numbers:
+    """Finite floating-point numbers of any shape; tracers pass where their type is right."""
+    array = _real_numbers(value, where)
+    if isinstance(array, jax.core.Tracer):
+        return array
+    on_host = isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
+    finite = np.isfinite(np.asarray(array)) if on_host else jnp.isfinite(array)
+    if not bool(finite.all()):
+        wrong = array.size - int(finite.sum())
+        raise ValueError(f"{where} holds NaN or infinite values in {wrong} of {array.size} cells; expected finite numbers")
+    return array
+
+
+def _real_numbers(value: Any, where: str) -> Numbers:
+    if isinstance(value, jax.Array):
+        if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool) or jnp.iscomplexobj(value):
+            raise ValueError(f"{where} has type {value.dtype}; expected real numbers")
+        kept = jnp.issubdtype(value.dtype, jnp.floating)
+        wanted = jnp.result_type(np.float32 if value.dtype.itemsize < 8 else np.float64) if kept else jnp.result_type(float)
+        return value.astype(wanted)
+    if isinstance(value, np.ma.MaskedArray):
+        return np.where(np.ma.getmaskarray(value), np.nan, _real_numbers(value.data, where))
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} cannot be read as numbers ({error}); expected a matrix, samples × features") from None
+    if array.dtype.kind == "O":
+        return np.array([_number(cell, where) for cell in array.ravel().tolist()], float).reshape(array.shape)
+    if array.dtype.kind not in "fiub":
+        example = f", such as {array.flat[0]!r}" if array.size else ""
+        raise ValueError(f"{where} has type {array.dtype}{example}; expected real numbers")
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return array.astype(np.float32 if single else np.float64, copy=False)
+
+
+def _number(cell: Any, where: str) -> float:
+    """The number in a cell of an array of objects, NaN where it is missing."""
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
+        return float("nan")
+    if isinstance(cell, numbers.Real) or (hasattr(cell, "__float__") and not isinstance(cell, numbers.Complex)):
+        try:
+            return float(cell)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise ValueError(f"{where} holds {_shown(cell)}; expected real numbers")
+
+
+def as_matrix(value: Any, argument: str, shape: tuple[int | None, int | None] = (None, None)) -> Float[Array, "n d"]:
+    """A matrix of finite numbers, of the shape given where that is not None. Raises `ValueError` that names the argument."""
+    matrix = _checked_numbers(value, f"{argument}:")
+    if matrix.ndim != 2 or any(want not in (None, size) for want, size in zip(shape, matrix.shape, strict=True)):
+        expected = " × ".join("any number" if size is None else str(size) for size in shape)
+        raise ValueError(f"{argument}: has shape {matrix.shape}; expected a matrix, {expected}")
+    return jnp.asarray(matrix)
+
+
+def by_feature(noise_variance: Any, d: int, dtype: Any, *, positive: bool = False) -> Float[Array, " d"]:
+    """A noise variance, one number or one a feature, as one a feature.
+
+    Raises `ValueError` for another shape, and outside of compiled code for one that is negative, or 0 where it must be positive.
+    """
+    values = _checked_numbers(noise_variance, "noise_variance:")
+    if values.shape not in ((), (d,)):
+        raise ValueError(f"noise_variance: has shape {values.shape}; expected one number, or {d}, one for each feature")
+    if not isinstance(values, jax.core.Tracer) and not bool((values > 0 if positive else values >= 0).all()):
+        kind = "positive" if positive else "non-negative"
+        raise ValueError(f"noise_variance: is {_shown(noise_variance)}; expected {kind} numbers")
+    return jnp.broadcast_to(jnp.asarray(values, dtype), (d,))
+
+
+def as_response(y: Any, n: int, *, argument: str = "y", samples: tuple[Hashable, ...] | None = None) -> Float[Array, " n"]:
+    """One finite number for each of n rows, brought into the order of the `samples` where both have names.
+
+    Raises `ValueError` that names the argument.
+    """
+    if y is None:
+        raise ValueError(f"{argument}: is None; expected a response, one value for each of the {n} rows")
+    index = _index_names(y.index) if samples is not None and hasattr(y, "iloc") else None
+    values = _checked_numbers(y, f"{argument}:")
+    if values.shape != (n,):
+        raise ValueError(f"{argument}: has shape {values.shape}; expected ({n},), one value for each row")
+    if samples is not None and index is not None:
+        _refuse_repeated(index, f"{argument}:", "samples")
+        first = _Table("the views", values, (), samples)
+        values = _in_order_of(first, _Table(f"{argument}:", values, (), index)).matrix
+    return jnp.asarray(values)
+
+
+def as_labels(labels: Any, n: int, n_classes: int, argument: str = "labels") -> Int[Array, " n"]:
+    """One class, from 0 to `n_classes` − 1, for each of n rows; what needs values is not checked inside compiled code.
+
+    Raises `ValueError` that names the argument: no integers, another number of rows, a class out of range, or one class only.
+    """
+    array = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    if array.dtype.kind not in "iub":
+        raise ValueError(f"{argument}: has type {array.dtype}; expected integers from 0 to {n_classes - 1}")
+    if array.shape != (n,):
+        raise ValueError(f"{argument}: has shape {array.shape}; expected one class for each of the {n} rows")
+    if not isinstance(array, jax.core.Tracer):
+        least, most = int(array.min()), int(array.max())
+        if least < 0 or most >= n_classes:
+            raise ValueError(f"{argument}: from {least} to {most}; expected from 0 to {n_classes - 1}")
+        if least == most:
+            raise ValueError(f"{argument}: all rows are of class {least}; expected at least two classes")
+    return jnp.asarray(array, jnp.int32)
+
+
+def as_key(key: Any, purpose: str) -> Key[Array, ""]:
+    """A random key of the new or the old kind. Raises `ValueError` that says what it is for unless it is one."""
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+            return key
+        if key.dtype == jnp.uint32 and key.shape == (2,):
+            return jr.wrap_key_data(key)
+    raise ValueError(f"key: is {_shown(key)}; expected a random key such as jax.random.key(0), {purpose}")
+
+
+def centred(X: Held, counted: Bool[Array, " n"] | None = None) -> tuple[Held, Held, Held]:
+    """(X less its column means, the means, standard deviations with divisor n − 1) over the rows that count; others become 0.
+
+    A second pass takes off what the first mean was off by, so that means far from 0 cost no digits. A column whose deviation is
+    within the rounding of its mean is constant: its deviation is 0, and so is the column. Squares are taken in units of the
+    largest entry: deviations of 1e-160 and 1e160 are as good as others.
+    """
+    xp = np if isinstance(X, np.ndarray) else jnp
+    kept = xp.ones(X.shape[0], bool) if counted is None else counted
+    n = xp.sum(kept).astype(X.dtype)
+
+    def mean(rows: Held) -> Any:
+        return xp.sum(xp.where(kept[:, None], rows, 0), axis=0) / n
+
+    first = mean(X)
+    rest = X - first[None, :]
+    second = mean(rest)
+    residual = xp.where(kept[:, None], rest - second[None, :], 0)
+    centre = first + second
+    deviation = norms(residual) / xp.sqrt(xp.maximum(n - 1, 1))
+    constant = deviation <= xp.finfo(X.dtype).eps * xp.abs(centre)
+    return xp.where(constant[None, :], 0, residual), centre, xp.where(constant, 0, deviation)
+
+
+def norms(X: Held) -> Held:
+    """The Euclidean norm of every column, without squares that leave the range of numbers."""
+    xp = np if isinstance(X, np.ndarray) else jnp
+    largest = xp.max(xp.abs(X), axis=0, initial=0)
+    unit = xp.where((largest > 0) & xp.isfinite(largest), largest, 1)
+    return unit * xp.sqrt(xp.sum((X / unit[None, :]) ** 2, axis=0))
+
+
+def standardise(train: Held, others: Held) -> Held:
+    """`others` with the means and standard deviations of `train`; features that are constant there become 0."""
+    _, centre, deviation = centred(train)
+    xp = np if isinstance(train, np.ndarray) else jnp
+    scale = xp.where(deviation > 0, deviation, 1)
+    return xp.where((deviation > 0)[None, :], (others - centre[None, :]) / scale[None, :], 0)
+
+
+def view_norms(X: Float[Array, "n d"], dims: Sequence[int]) -> Float[Array, " d"]:
+    """The Frobenius norm of every view of centred columns, repeated over its features; 1 for a view without variance."""
+    edges, columns = np.cumsum([0, *dims]), norms(X)
+    sizes = jnp.concatenate([norms(columns[a:b, None]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    return jnp.repeat(jnp.where(sizes > 0, sizes, 1), np.array(dims), total_repeat_length=int(edges[-1]))
+
+
+def load_views(path: Path, names: Sequence[str], argument: str = "loadings_from") -> list[np.ndarray]:
+    """The named views of an .npz file, one row a sample, in double precision.
+
+    Raises `ValueError` that names what is wrong: no such file (as the `argument` that named it), no such view (and those there
+    are), or what `as_views` refuses.
+    """
+    held, listing = _read(path, names, argument)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"views: got {' '.join(names) or 'none'}; expected some of {', '.join(listing)}, each once")
+    for name in names:
+        if name not in held:
+            raise ValueError(f"views: {name!r} is not in {path}; expected some of {', '.join(listing)}")
+    return [np.asarray(matrix, float) for matrix in as_views({name: held[name] for name in names}).matrices]
+
+
+def _read(path: Path, names: Sequence[str], argument: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The named arrays that the file holds, and the names of all."""
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            return {name: file[name] for name in names if name in file.files}, list(file.files)
+    except FileNotFoundError:
+        raise ValueError(f"{argument}: no file {path}; expected an .npz file with one array per view") from None
+    except UNREADABLE as error:
+        raise ValueError(f"{argument}: {path} cannot be read ({error}); expected .npz with one array per view") from None
