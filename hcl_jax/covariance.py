@@ -1,7 +1,7 @@
 """The sample covariance as an operator, its noise variance, and what is left when the noise is taken away (theory: Section 3)."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -11,8 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from hcl_jax.linalg import as_real, centred, top_eigenpairs_of
+from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_matrix, as_views, deviations
 
 Rows = slice | np.ndarray
 """Some of the features: a slice, or their numbers."""
@@ -48,8 +49,6 @@ def _pair(matrix: np.ndarray, excess: np.ndarray) -> tuple[int, int]:
 
 def _check_covariance_matrix(matrix: np.ndarray) -> None:
     """Raise `ValueError` where a matrix cannot be a covariance: the conditions that cost O(d²), each up to rounding."""
-    if not np.isfinite(matrix).all():
-        raise ValueError("matrix: holds NaN or infinite values; expected finite numbers")
     variances = matrix.diagonal()
     if not variances.sum() > 0:
         raise ValueError(f"matrix: has trace {variances.sum():g}; expected a positive one, the sum of the variances")
@@ -74,20 +73,6 @@ def _check_covariance_matrix(matrix: np.ndarray) -> None:
             f"matrix: has {matrix[i, j]:g} at ({i}, {j}) between features of variances {variances[i]:g} and {variances[j]:g}; "
             f"expected at most {largest[i, j]:g}, the root of their product, as in every covariance"
         )
-
-
-def _side_by_side(views: Sequence[Float[Array, "n _d"]]) -> Float[Array, "n d"]:
-    """All views as one matrix. Raises `ValueError` that names the view whose shape or values do not fit."""
-    n = views[0].shape[0] if views[0].ndim else 0
-    for number, view in enumerate(views, start=1):
-        if view.ndim != 2 or view.shape[0] != n:
-            raise ValueError(f"views: view {number} has shape {view.shape}; expected {n} rows, as view 1 has")
-        if view.shape[1] < 1 or n < 2:
-            raise ValueError(f"views: view {number} has shape {view.shape}; expected at least 2 rows and 1 column")
-        if not isinstance(view, jax.core.Tracer) and not bool(jnp.isfinite(view).all()):
-            raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
-    dtype = np.result_type(*(view.dtype for view in views))
-    return jnp.concatenate([view.astype(dtype) for view in views], axis=1)
 
 
 class SampleCovariance(eqx.Module):
@@ -115,44 +100,41 @@ class SampleCovariance(eqx.Module):
         if (matrix is None) == (data is None):
             raise ValueError("matrix, data: expected exactly one of the two")
         name = "data" if matrix is None else "matrix"
-        held = as_real(data if matrix is None else matrix, name)
-        if held.ndim != 2 or 0 in held.shape or (data is None and held.shape[0] != held.shape[1]):
+        held = as_matrix(data if matrix is None else matrix, name)
+        if 0 in held.shape or (data is None and held.shape[0] != held.shape[1]):
             raise ValueError(
                 f"{name}: has shape {held.shape}; expected {'rows × features' if matrix is None else 'a square matrix'}"
             )
         if not isinstance(n, jax.core.Tracer) and not 2 <= np.asarray(n).item() < np.inf:
             raise ValueError(f"n: is {np.asarray(n).item():g}; expected at least 2 samples")
-        if not isinstance(held, jax.core.Tracer):
-            if data is None:
-                _check_covariance_matrix(np.asarray(held))
-            elif not bool(jnp.isfinite(held).all()):
-                raise ValueError("data: holds NaN or infinite values; expected finite numbers")
+        if data is None and not isinstance(held, jax.core.Tracer):
+            _check_covariance_matrix(np.asarray(held))
         self.matrix, self.data = (held, None) if data is None else (None, held)
         self.n = jnp.asarray(n, dtype=held.dtype)
 
     @classmethod
-    def from_data(cls, views: Sequence[Any], *, form: str = "auto") -> "SampleCovariance":
-        """The covariance of the samples of all views together, held as the `form` says: `rows` (centred), `matrix`, or `auto`:
-        rows where these are fewer than the features. Under `jit` and `vmap` too.
+    def from_data(cls, views: Any, *, form: str = "auto") -> "SampleCovariance":
+        """The covariance of the samples of all views together, which are what `as_views` takes, held as the `form` says: `rows`
+        (centred), `matrix`, or `auto`: rows where these are fewer than the features. Under `jit` and `vmap` too.
 
-        Exact to the rounding of the deviations from the mean, wherever the mean is. Raises `ValueError` that names the view when
-        its number of rows differs from the first view's, it has no column or holds complex numbers, or a value is not finite;
-        for fewer than two rows, no view, columns that are all constant, or an unknown form. Values are checked where they are
-        known, outside compiled code.
+        Exact to the rounding of the deviations from the mean, wherever the mean is. Raises `ValueError` as `as_views` does; for
+        fewer than two rows, columns that are all constant, or an unknown form. Values are checked where they are known, outside
+        compiled code.
         """
         if form not in ("auto", "matrix", "rows"):
             raise ValueError(f"form: is {form!r}; expected auto, matrix or rows")
-        if not len(views):
-            raise ValueError("views: got none; expected at least one array of n rows")
-        stacked = _side_by_side([as_real(view, f"views: view {number}") for number, view in enumerate(views, start=1)])
+        stacked = as_views(views).stacked()
         n, d = stacked.shape
-        if not isinstance(stacked, jax.core.Tracer) and not bool((stacked != stacked[:1]).any()):
-            raise ValueError(f"views: all {d} columns are constant; expected some that vary")
-        rows = centred(stacked)
-        if not isinstance(rows, jax.core.Tracer) and not 0 < float(jnp.vdot(rows, rows)) < np.inf:
-            raise ValueError(
-                f"views: have deviations whose squares leave the range of {rows.dtype}; expected other units or float64"
-            )
+        if n < 2:
+            raise ValueError(f"views: have {n} row; expected at least 2")
+        rows, _ = deviations(stacked, jnp.ones(n, bool))
+        if not isinstance(rows, jax.core.Tracer):
+            if not bool(rows.any()):
+                raise ValueError(f"views: all {d} columns are constant; expected some that vary")
+            if not 0 < float(jnp.vdot(rows, rows)) < np.inf:
+                raise ValueError(
+                    f"views: have deviations whose squares leave the range of {rows.dtype}; expected other units or float64"
+                )
         if form == "rows" or (form == "auto" and n <= d):
             return cls(data=rows, n=n)
         return cls(rows.T @ rows / (n - 1), n=n)

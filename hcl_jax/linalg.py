@@ -1,47 +1,14 @@
-"""Arrays from outside and their centring, algebra of small or symmetric matrices, and extrapolation of fixed-point maps."""
+"""Dense linear algebra of small or symmetric matrices, and the extrapolation of fixed-point maps."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 MEMORY = 6  # past steps that Anderson's extrapolation combines
 GUARD = 8  # further columns of a warm-started subspace: its convergence follows the gap behind them
-
-
-def real_values(values: Any, argument: str) -> np.ndarray | Array:
-    """Real numbers from outside as an array. Raises `ValueError` that names the argument for anything else, complex numbers and
-    masked values among them."""
-    if np.ma.is_masked(values):
-        raise ValueError(f"{argument}: holds masked values; expected numbers")
-    try:
-        held = values if isinstance(values, jax.Array) else np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{argument}: cannot be read as an array ({error}); expected real numbers") from None
-    if held.dtype.kind not in "iub" and not jnp.issubdtype(held.dtype, jnp.floating):
-        raise ValueError(f"{argument}: has dtype {held.dtype}; expected real numbers")
-    return held
-
-
-def as_real(values: Any, argument: str) -> Float[Array, "..."]:
-    """`real_values` as an array to compute with: float32 and float64 in any byte order stay what they are, float16 becomes
-    float32, in which LAPACK can work, and integers the default float. Traced arrays too."""
-    held = real_values(values, argument)
-    single = held.dtype.kind not in "iub" and held.dtype.itemsize <= 4
-    return jnp.asarray(held, jnp.float32 if single else jax.dtypes.canonicalize_dtype(float))
-
-
-def centred(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """The rows less their mean, to the rounding of the deviations, not of the mean, however far from zero that is.
-
-    The mean is found from differences to the first row, and what its rounding leaves is taken away in a second pass.
-    """
-    near = rows[:1] + (rows - rows[:1]).mean(axis=0, keepdims=True)
-    deviations = rows - near
-    return deviations - deviations.mean(axis=0, keepdims=True)
 
 
 def top_eigenpairs_of(matrix: Float[Array, "d d"], k: int) -> tuple[Float[Array, " k"], Float[Array, "d k"]]:

@@ -16,7 +16,7 @@ import polars as pl
 from jaxtyping import Float
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.linalg import real_values
+from hcl_jax.views import real_numbers
 
 MEMORY = 256 * 2**20  # bytes of rows at a time
 LARGEST_BLOCK = 4096  # rows: products of more are no faster, and no longer in the cache where there are some hundred features
@@ -187,7 +187,13 @@ class CovarianceAccumulator:
 
 
 def _arrays(views: Sequence[Any]) -> list[np.ndarray]:
-    return [np.asarray(real_values(view, f"views: view {m}")) for m, view in enumerate(views, start=1)]
+    """The views as they are where they are arrays of real numbers, files that are mapped into memory among them; else copies."""
+    return [
+        view
+        if type(view) in (np.ndarray, np.memmap) and view.dtype.kind in "fiub"
+        else np.asarray(real_numbers(view, f"views: view {m}"))
+        for m, view in enumerate(views, start=1)
+    ]
 
 
 def accumulate(

@@ -17,9 +17,8 @@ from hcl_jax.structure import Hierarchy, full_lattice
 FIRST_STEP, DECAY_EVERY, FIRST_CHECK, MAX_STEPS, LOSS_CHANGE = 1e-4, 10, 100, 1000, 1e-6
 
 
-def check_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> int:
+def check_published(hierarchy: Hierarchy) -> int:
     """The common rank; raises `ValueError` unless the hierarchy is what the released code is written for."""
-    check_problem(covariance, hierarchy)
     ranks = {rank for _, rank in hierarchy.ranks}
     if hierarchy.structures != full_lattice(3) or len(ranks) != 1:
         raise ValueError(
@@ -104,14 +103,14 @@ def _published_loadings(
     return loadings
 
 
-@compiled
+@compiled(check=check_problem)
 def hcl_svd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-svd-published`: the released HCL_SVD. Its blocks are good, its loadings of one structure are not aligned between
     modalities.
 
     Raises `ValueError` unless there are three modalities and all seven structures with one rank.
     """
-    rank = check_published(covariance, hierarchy)
+    rank = check_published(hierarchy)
     noise = noise_variance(covariance, covariance.top_eigenpairs(hierarchy.n_factors)[0])
     loadings = _published_loadings(covariance, noise, hierarchy, rank)
     return finished(loadings, noise, True, 0, least_squares_objective(loadings, DenoisedCovariance(covariance, noise)))
@@ -123,7 +122,7 @@ def published_descent(covariance: SampleCovariance, hierarchy: Hierarchy, start:
     Its stop, a loss change below 1e-6 after more than 100 steps, then fires because the step length has vanished, not because the
     gradient has: `status` reports the published rule (0 when it fired within 1,000 steps).
     """
-    check_published(covariance, hierarchy)
+    check_published(hierarchy)
     noise = noise_variance(covariance, covariance.top_eigenpairs(hierarchy.n_factors)[0])
     target = DenoisedCovariance(covariance, noise)
     constant = target.squared_norm() / 2
@@ -148,7 +147,7 @@ def published_descent(covariance: SampleCovariance, hierarchy: Hierarchy, start:
     return finished(V, noise, stopped, steps, objective)
 
 
-@compiled
+@compiled(check=check_problem)
 def hcl_gd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-gd-published`: the released HCL_grad started at the released HCL_SVD. Raises `ValueError` as `hcl_svd_published`
     does."""

@@ -105,33 +105,30 @@ def structured_loadings(factor: Float[Array, "d K"], hierarchy: Hierarchy) -> Fl
     return loadings
 
 
-@compiled
+@compiled(check=check_problem)
 def hcl_svd(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-svd`: `structured_loadings` of the best rank-K approximation of S̃ = S − σ̂² I.
 
     The recursion may also be run on S̃ itself, with a pseudo-inverse of every S̃_cc. Truncating first costs O(dK²) after one
     eigenproblem instead of one for each structure, and its Gram errors are lower (docs/results.md).
     """
-    check_problem(covariance, hierarchy)
     factor, noise = denoised_factor(covariance, hierarchy.n_factors)
     loadings = structured_loadings(factor, hierarchy)
     objective = least_squares_objective(loadings, DenoisedCovariance(covariance, noise))
     return finished(loadings, noise, True, 0, objective)
 
 
-@compiled
+@compiled(check=check_problem)
 def naive_svd_denoised(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`naive-svd-denoised`: top-K eigenpairs of S̃ = S − σ̂² I, clipped at 0. Ignores the hierarchy beyond K."""
-    check_problem(covariance, hierarchy)
     loadings, noise = denoised_factor(covariance, hierarchy.n_factors)
     objective = least_squares_objective(loadings, DenoisedCovariance(covariance, noise))
     return finished(loadings, noise, True, 0, objective)
 
 
-@compiled
+@compiled(check=check_problem)
 def naive_svd(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`naive-svd`: top-K eigenpairs of S itself, as published. Ignores the hierarchy beyond K, and keeps the noise."""
-    check_problem(covariance, hierarchy)
     values, vectors = covariance.top_eigenpairs(hierarchy.n_factors)
     noise = mean_of_rest(covariance, values)
     loadings = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
