@@ -50,7 +50,7 @@ def spread(values: Float[Array, " groups"], hierarchy: Hierarchy, noise: str) ->
     return jnp.repeat(values, np.array(sizes), total_repeat_length=hierarchy.n_features)
 
 
-def pool(values: Float[Array, "d *rest"], hierarchy: Hierarchy, noise: str) -> Float[Array, "groups *rest"]:
+def pool(values: Float[Array, "d ..."], hierarchy: Hierarchy, noise: str) -> Float[Array, "groups ..."]:
     """The sums over the features of every group."""
     if noise == "feature":
         return values
@@ -76,8 +76,8 @@ class FisherOperator(eqx.Module):
     """H at loadings F and noise variances ψ, with its mask: products, a preconditioner, solves by conjugate gradients, and the
     gradient of the likelihood that goes with it.
 
-    All by Woodbury: with W = I + FᵀΨ⁻¹F, Σ⁻¹ = Ψ⁻¹ − Ψ⁻¹F W⁻¹ FᵀΨ⁻¹ and Σ⁻¹F = Ψ⁻¹F W⁻¹. O(dK²) a product whatever the noise; where
-    a group holds many features, its sums are K × K matrices that are formed once.
+    All by Woodbury: with W = I + FᵀΨ⁻¹F, Σ⁻¹ = Ψ⁻¹ − Ψ⁻¹F W⁻¹ FᵀΨ⁻¹ and Σ⁻¹F = Ψ⁻¹F W⁻¹. O(dK²) a product, whatever the
+    noise; where a group holds many features, its sums are K × K matrices that are formed once.
     """
 
     loadings: Float[Array, "d K"]
@@ -138,8 +138,8 @@ class FisherOperator(eqx.Module):
     def product(self, parameters: Parameters) -> Parameters:
         """H(V, τ) = ([Σ⁻¹DΣ⁻¹F]∘mask, ½ tr_q(Σ⁻¹DΣ⁻¹)).
 
-        With C = FᵀΨ⁻¹V and T = FᵀΨ⁻¹ diag(τ) Ψ⁻¹F, DΣ⁻¹F = V FᵀΣ⁻¹F + F CᵀW⁻¹ + diag(τ)Σ⁻¹F, and the diagonals of Σ⁻¹VFᵀΣ⁻¹ and of
-        Σ⁻¹ diag(τ) Σ⁻¹ are sums of rows: all in the spans of V and F, in which Σ⁻¹ is a K × K matrix.
+        With C = FᵀΨ⁻¹V and T = FᵀΨ⁻¹ diag(τ) Ψ⁻¹F, DΣ⁻¹F = V FᵀΣ⁻¹F + F CᵀW⁻¹ + diag(τ)Σ⁻¹F, and the diagonals of Σ⁻¹VFᵀΣ⁻¹
+        and of Σ⁻¹ diag(τ) Σ⁻¹ are sums of rows: all in the spans of V and F, in which Σ⁻¹ is a K × K matrix.
         """
         V, tau = parameters
         F, inverse, psi = self.loadings, self.inverse, self.psi

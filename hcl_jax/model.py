@@ -48,7 +48,8 @@ class Truth(eqx.Module):
         return self.gram() + jnp.diag(noise_by_feature(self.noise_variance, self.loadings.shape[0]))
 
     def in_equal_noise(self) -> tuple[Float[Array, "d K"], Float[Array, ""], Float[Array, " d"]]:
-        """(L, σ², s) of x = s ∘ (Lz + σε), ε ~ N(0, I): as it stands for one noise variance, else features in units of their noise."""
+        """(L, σ², s) of x = s ∘ (Lz + σε), ε ~ N(0, I): as it stands for one noise variance, else features in
+        units of their noise."""
         if self.noise_variance.ndim == 0:
             return self.loadings, self.noise_variance, jnp.ones_like(self.loadings[:, 0])
         scale = jnp.sqrt(self.noise_variance)
@@ -108,8 +109,8 @@ def sample_truth(
     *,
     noise: str = "shared",
 ) -> Truth:
-    """Loadings of `sample_loadings`, with the given noise variance: one number, or one for each of the d features where `noise` is
-    view or feature.
+    """Loadings of `sample_loadings`, with the given noise variance: one number, or one for each of the d features where `noise`
+    is view or feature.
 
     Raises `ValueError` when a noise variance is negative, or its shape is not that of its kind.
     """

@@ -13,8 +13,8 @@ from hcl_jax.structure import Hierarchy, Structure
 
 
 class Evidence(NamedTuple):
-    """Log posterior odds of presence against absence, in nats at even prior odds: of every column, and of its block in every modality
-    given that it is there."""
+    """Log posterior odds of presence against absence, in nats at even prior odds: of every column, and of its block in every
+    modality given that it is there."""
 
     columns: Float[Array, " K"]
     blocks: Float[Array, "M K"]

@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA, FactorAnalysis
 
-from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
-from hcl_jax.estimators.likelihood import check_degrees_of_freedom
+from hcl_jax import Hierarchy, SampleCovariance
 from hcl_jax.fisher import FisherOperator, by_feature, noise_groups
 from hcl_jax.real_data import gaussian_log_likelihood
 
@@ -219,11 +218,3 @@ def test_the_log_likelihood_of_rows_is_scipys():
     rows = rng.standard_normal((7, 16))
     expected = multivariate_normal(cov=dense_covariance(F, noise, noise_groups(TWO, False))).logpdf(rows).mean()
     assert_close(gaussian_log_likelihood(jnp.asarray(rows), F, noise[0]), expected, "mean log density")
-
-
-@pytest.mark.parametrize("name", ["hcl-ml", "hcl-vb"])
-def test_more_factors_than_degrees_of_freedom_are_refused(name):
-    S = SampleCovariance(jnp.eye(16), n=6)
-    with pytest.raises(ValueError, match="hierarchy: has K = 5 factors for ν = n − 1 = 5 degrees of freedom; .* unless K < ν"):
-        ESTIMATORS[name](S, TWO)
-    check_degrees_of_freedom(SampleCovariance(jnp.eye(16), n=7), TWO)

@@ -22,9 +22,9 @@ class Estimate(eqx.Module):
 
     `loadings` is d × K, with the hierarchy's zero pattern where the method has one. `noise_variance` is one number, or one for
     each of the d features where a likelihood estimator was asked for noise by view or by feature. `status`: 0 converged, 1 out of
-    steps, 2 non-finite, 3 converged with a noise variance on its lower bound. `objective`: f = ½‖FFᵀ − S̃‖_F² for the spectral
-    and the least-squares methods, −2 log-likelihood/ν or −bound/ν for the likelihood ones. `method` is the name in
-    `ESTIMATORS`, `noise` which features share a noise variance.
+    steps, 2 non-finite, 3 converged on a bound, a noise variance of next to nothing: the factors took it all, or there was none.
+    `objective`: f = ½‖FFᵀ − S̃‖_F² for the spectral and the least-squares methods, −2 log-likelihood/ν or −bound/ν for the
+    likelihood ones. `method` is the name in `ESTIMATORS`, `noise` which features share a noise variance.
     """
 
     loadings: Float[Array, "d K"]
@@ -48,9 +48,38 @@ def finished(
 ) -> Estimate:
     """An estimate whose status says whether it converged, where, and whether everything in it is finite."""
     finite = jnp.isfinite(loadings).all() & jnp.isfinite(noise_variance).all() & jnp.isfinite(objective)
-    ended = jnp.where(on_bound, ON_BOUND, CONVERGED)
+    ended = jnp.where(on_bound | ~(noise_variance.min() > 0), ON_BOUND, CONVERGED)
     status = jnp.where(finite, jnp.where(converged, ended, OUT_OF_STEPS), NON_FINITE)
     return Estimate(loadings, noise_variance, status, jnp.asarray(steps), objective, noise=noise)
+
+
+def check_problem(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
+    """Raise `ValueError` unless the covariance has the features of the hierarchy, more of them than factors, and K < ν: with more
+    factors the noise variance is 0 and the likelihood unbounded. (Where n is traced, the estimate's status says so.)"""
+    d, n_factors = hierarchy.n_features, hierarchy.n_factors
+    if covariance.n_features != d:
+        raise ValueError(
+            f"hierarchy: has dims {hierarchy.dims}, {d} features; expected {covariance.n_features}, as the covariance has"
+        )
+    if n_factors >= d:
+        raise ValueError(
+            f"hierarchy: has K = {n_factors} factors for {d} features; expected fewer, or nothing is left for the noise"
+        )
+    if not isinstance(covariance.n, jax.core.Tracer) and n_factors >= float(covariance.nu):
+        raise ValueError(
+            f"hierarchy: has K = {n_factors} factors for ν = n − 1 = {float(covariance.nu):g} degrees of freedom; "
+            "expected K < ν, or the fit leaves no noise"
+        )
+
+
+def named(estimator: Fit) -> Fit:
+    """The estimator, whose estimates carry its name."""
+
+    @wraps(estimator)
+    def run(*args: Any, **options: Any) -> Estimate:
+        return dataclasses.replace(estimator(*args, **options), method=estimator.__name__.replace("_", "-"))
+
+    return cast(Fit, run)
 
 
 def default_tolerance(dtype: DTypeLike, double: float = 1e-8, single: float = 1e-4) -> float:
@@ -78,12 +107,14 @@ def log_scale(objective: Array, root: Array, n_features: int) -> Array:
 
 
 def scale_equivariant(objective: Callable[[Array, Array, int], Array]) -> Callable[[Fit], Fit]:
-    """An estimator that sees S in unit scale, and whose estimate is scaled back: the units of the data, from 1e-18 to 1e18, then
-    change neither its steps nor its stop. (In single precision `objective` may leave the range of numbers.)"""
+    """An estimator whose problem is checked, that sees S in unit scale, and whose estimate is scaled back: the units of the data,
+    from 1e-18 to 1e18, then change neither its steps nor its stop. (In single precision `objective` may leave the range of
+    numbers.)"""
 
     def decorate(estimator: Fit) -> Fit:
         @wraps(estimator)
         def run(covariance: SampleCovariance, hierarchy: Hierarchy, **options: Any) -> Estimate:
+            check_problem(covariance, hierarchy)
             unit, root = covariance.in_unit_scale()
             fit = estimator(unit, hierarchy, **options)
             scaled = objective(fit.objective, root, covariance.n_features)

@@ -7,8 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hcl_jax.covariance import SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, finished, log_scale, scale_equivariant, stopping_tolerance
+from hcl_jax.compiled import compiled
+from hcl_jax.covariance import SampleCovariance, denoised_factor, smallest_noise
+from hcl_jax.estimators.estimate import (
+    Estimate,
+    check_problem,
+    finished,
+    log_scale,
+    named,
+    scale_equivariant,
+    stopping_tolerance,
+)
 from hcl_jax.estimators.fixed_point import ascend
 from hcl_jax.estimators.spectral import structured_loadings
 from hcl_jax.fisher import (
@@ -30,8 +39,6 @@ GRADIENT_ROUNDING = 256
 taken of a difference of nearly equal numbers. (Measured in single precision: 100 to 250.)"""
 HEYWOOD = 1e-3
 """The least share of its variance that a feature's, or a view's, own noise variance is let down to."""
-NOISE_ROUNDING = 32
-"""Units of ε and of the mean variance below which a noise variance cannot be told from zero."""
 
 
 class _Line(NamedTuple):
@@ -217,20 +224,6 @@ def maximise_likelihood(
     return finished(at.loadings, reported, at.relative <= tolerance, search.step, objective, noise=noise)
 
 
-def check_degrees_of_freedom(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
-    """Raise `ValueError` when K ≥ ν: the likelihood is then unbounded. (Where n is traced, its caller has checked.)"""
-    if not isinstance(covariance.n, jax.core.Tracer) and hierarchy.n_factors >= float(covariance.nu):
-        raise ValueError(
-            f"hierarchy: has K = {hierarchy.n_factors} factors for ν = n − 1 = {float(covariance.nu):g} degrees of freedom; "
-            "the likelihood is unbounded unless K < ν"
-        )
-
-
-def smallest_noise(covariance: SampleCovariance) -> Float[Array, ""]:
-    """What rounding leaves of a noise variance of zero, for which the likelihood is unbounded: no fit goes below it."""
-    return NOISE_ROUNDING * jnp.finfo(covariance.dtype).eps * covariance.trace() / covariance.n_features
-
-
 def positive_noise(
     noise: Float[Array, "..."], loadings: Float[Array, "d K"], covariance: SampleCovariance
 ) -> Float[Array, "..."]:
@@ -325,6 +318,8 @@ def maximise_by_feature(
     return finished(end.loadings, end.psi, converged, steps, objective, on_bound=on_bound, noise="feature")
 
 
+@compiled(check=check_problem)
+@named
 @scale_equivariant(log_scale)
 def hcl_ml(
     covariance: SampleCovariance,
@@ -341,7 +336,6 @@ def hcl_ml(
     log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν or an unknown kind of noise.
     """
     check_noise(noise)
-    check_degrees_of_freedom(covariance, hierarchy)
     start, start_noise = starting_point(covariance, hierarchy, noise)
     if noise == "feature":
         gain = stopping_tolerance(tolerance, covariance.dtype, double=1e-10, single=1e-6)

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators.estimate import Estimate, finished, stopping_tolerance
+from hcl_jax.estimators.estimate import Estimate, check_problem, finished, stopping_tolerance
 from hcl_jax.estimators.fixed_point import ascend
-from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, noise_floor, positive_noise
+from hcl_jax.estimators.likelihood import hcl_ml, noise_floor, positive_noise
 from hcl_jax.fisher import check_noise, group_sizes, noise_by_feature, pool, spread
-from hcl_jax.linalg import spd_inverse
+from hcl_jax.linalg import principal_axes, spd_inverse
 from hcl_jax.structure import Hierarchy
 
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
@@ -79,8 +80,8 @@ class Scores(NamedTuple):
 
 
 class Hyperprior(NamedTuple):
-    """What each modality's Γ_m is drawn to: Γ_m = (1 − λ_m) E_m/d_m + λ_m D_m, the mode under an inverse Wishart law. Not in force,
-    Γ_m is the diagonal of E_m/d_m."""
+    """What each modality's Γ_m is drawn to: Γ_m = (1 − λ_m) E_m/d_m + λ_m D_m, the mode under an inverse Wishart law. Not in
+    force, Γ_m is the diagonal of E_m/d_m."""
 
     shrinkage: Float[Array, " M"]  # λ_m
     target: Float[Array, "M K"]  # diag D_m
@@ -165,10 +166,10 @@ class _Vb:
         return jnp.sum(fitted + self.dims * strength * drawn)
 
     def without_faded(self, at: Posterior, prior: Float[Array, "M K K"]) -> Posterior:
-        """The posterior without the columns, for good, that have faded and that the bound is better without; `prior` is the one that
-        q(Λ) was found with.
+        """The posterior without the columns, for good, that have faded and that the bound is better without; `prior` is the one
+        that q(Λ) was found with.
 
-        In the bound as a function of a column's prior variance alone, Σ_j (q_j² − s_j)/2 is the slope at 0, with s_j = 1/C_jkk − α_k
+        In the bound as a function of a column's prior variance alone, Σ_j (q_j² − s_j)/2 is the slope at 0, s_j = 1/C_jkk − α_k
         and q_j = E[λ_jk]/C_jkk: where it is negative there is nothing to gain (Tipping and Faul 2003).
         """
         variances = at.variances(self.hierarchy)
@@ -184,21 +185,12 @@ class _Vb:
         return at._replace(mean=mean, axes=jnp.where(gone[:, :, None], 0, at.axes), prior=prior)
 
 
-def _principal_axes(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
-    """The same loadings with orthogonal columns within every structure: the axes along which relevance can be told apart."""
-    rotated = []
-    for columns in map(hierarchy.columns, hierarchy.structures):
-        block = loadings[:, columns]
-        _, axes = jnp.linalg.eigh(block.T @ block)
-        rotated.append(block @ axes[:, ::-1])
-    return jnp.concatenate(rotated, axis=1)
-
-
 def _starting_point(
     hierarchy: Hierarchy, loadings: Float[Array, "d K"], psi: Float[Array, " d"], nu: Float[Array, ""]
 ) -> Posterior:
     """Loadings that are known, under the prior that fits them: next to nothing where they are."""
-    mean = _principal_axes(loadings, hierarchy)
+    blocks = [loadings[:, hierarchy.columns(s)] for s in hierarchy.structures]
+    mean = jnp.concatenate([block @ principal_axes(block) for block in blocks], axis=1)  # where relevance can be told apart
     seen, dtype = jnp.asarray(hierarchy.modality_mask), mean.dtype
     none = jnp.zeros((*seen.shape, seen.shape[1]), dtype)
     squares = pool(mean**2, hierarchy, "view") + 1e-6 * pool(psi, hierarchy, "view")[:, None] / nu
@@ -209,8 +201,8 @@ def _starting_point(
 def correlated_prior(q: Posterior, hierarchy: Hierarchy) -> Hyperprior:
     """How far the correlations of a modality's columns can be told from chance, by E_m of a fit that takes them for independent.
 
-    λ_m = Σ(1 − r²)²/d_m / Σ r² over the pairs of columns, at most 1: the shrinkage of a correlation matrix of least expected squared
-    error (Schäfer and Strimmer 2005). Independent columns have r² ≈ 1/d_m, and λ_m = 1.
+    λ_m = Σ(1 − r²)²/d_m / Σ r² over the pairs of columns, at most 1: the shrinkage of a correlation matrix of least expected
+    squared error (Schäfer and Strimmer 2005). Independent columns have r² ≈ 1/d_m, and λ_m = 1.
     """
     kept = q.kept
     variances = jnp.diagonal(q.prior, axis1=1, axis2=2)
@@ -243,6 +235,7 @@ def maximise_bound(
     return ascend(vb.sweep, flatten, unflatten, start, unit, tolerance, max_steps)
 
 
+@compiled(check=check_problem)
 def fit_posterior(
     covariance: SampleCovariance,
     hierarchy: Hierarchy,
@@ -253,7 +246,6 @@ def fit_posterior(
 ) -> tuple[Posterior, Estimate]:
     """(q, estimate): the whole variational posterior behind `hcl_vb`."""
     check_noise(noise)
-    check_degrees_of_freedom(covariance, hierarchy)
     tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-7, single=1e-6)
     unit, root = covariance.in_unit_scale()
     start = hcl_ml(unit, hierarchy, noise=noise, tolerance=START_TOLERANCE, max_steps=50)
@@ -272,8 +264,9 @@ def fit_posterior(
     fit = finished(q.mean, reported, converged, steps, -bound / covariance.nu, on_bound=(q.psi <= floor).any(), noise=noise)
     posterior = q.scaled(root)
     objective = fit.objective + covariance.n_features * jnp.log(root)  # −bound/ν has half of the likelihood's log det Σ
-    scaled = dataclasses.replace(fit, loadings=posterior.mean, noise_variance=root**2 * reported, objective=objective)
-    return posterior, dataclasses.replace(scaled, method="hcl-vb")
+    return posterior, dataclasses.replace(
+        fit, loadings=posterior.mean, noise_variance=root**2 * reported, objective=objective, method="hcl-vb"
+    )
 
 
 def hcl_vb(
