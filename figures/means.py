@@ -1,8 +1,12 @@
-"""Means of a finished sweep as a small table: one row a setting, method, n and metric, with standard error, limit and failures.
+"""Means of a finished sweep as a small table: one row a setting, method, n and metric, with standard error, ratio to the limit
+and failures.
 
     python figures/means.py results/recovery-paper docs/tables/recovery-paper.csv
 
-Metrics by structure or block are averaged within each replicate first. The files under docs/tables are made so.
+`mean` ± `sem` are over replicates; `ratio` ± `ratio_sem` is the root mean square over replicates, `rms`, over that of the limit
+on the same draws, and empty where that is 0. Errors by structure or block enter as the root of their sum of squares over the
+structures or blocks of a replicate, counts and shares (`selected`, `kept_rank`) as their average. The files under docs/tables are
+made so.
 """
 
 import sys

@@ -10,6 +10,7 @@ from helpers import assert_refused
 import simulations.real_prediction as real_prediction
 from figures import downstream as drawing
 from figures import real_prediction as real_drawing
+from figures.means import mean_table
 from hcl_jax import Hierarchy
 from hcl_jax.experiments import read_results
 from hcl_jax.experiments.downstream import (
@@ -61,6 +62,14 @@ def test_an_added_method_is_paired_with_what_is_there_and_changes_nothing(result
     alone = read_results(tmp_path).sort(key)
     among = read_results(results).filter(pl.col("cell").is_in(alone["cell"]) & pl.col("method").is_in(alone["method"])).sort(key)
     assert alone["value"].to_numpy().tobytes() == among["value"].to_numpy().tobytes()
+
+
+def test_the_limit_over_itself_is_one_and_there_is_no_ratio_to_an_excess_of_zero(results):
+    means = mean_table(read_results(results))
+    limit = means.filter(pl.col("method") == "bayes")
+    assert set(limit.filter(pl.col("ratio") != 1)["metric"]) == set()
+    assert set(limit.filter(pl.col("ratio").is_null())["metric"]) == {"bayes_excess", "excess_risk"}
+    assert means.filter(pl.col("metric") == "bayes_excess")["ratio"].null_count() == 4 * len(METHODS[1:])
 
 
 def test_figures_are_drawn_from_the_table(results, tmp_path):
