@@ -12,6 +12,7 @@ from figures import downstream as drawing
 from figures import real_prediction as real_drawing
 from figures.means import mean_table
 from hcl_jax import Hierarchy
+from hcl_jax.baselines.linear import LinearFit
 from hcl_jax.experiments import read_results
 from hcl_jax.experiments.downstream import (
     Downstream,
@@ -138,7 +139,7 @@ def two_classes(tmp_path_factory):
     z = label + 0.3 * rng.standard_normal(60)
     path = tmp_path_factory.mktemp("data") / "two.npz"
     views = {name: np.outer(z, rng.standard_normal(d)) + 0.5 * rng.standard_normal((60, d)) for name, d in (("a", 6), ("b", 5))}
-    np.savez(path, **views, label=label, one=np.zeros(60, int))
+    np.savez(path, **views, label=label)
     return path
 
 
@@ -223,8 +224,57 @@ def test_bad_real_input_is_one_line(two_classes, tmp_path, capsys, arguments, wo
     assert_refused(real_prediction.main, ["--file", str(two_classes), *arguments], words, tmp_path / "out", capsys)
 
 
-def test_labels_of_one_class_are_refused(two_classes, tmp_path, capsys, monkeypatch):
-    data = real_prediction.DataSet("two.npz", ("a", "b"), "one", (), joint=1, individual=(1, 1))
-    monkeypatch.setitem(real_prediction.DATA, "tcga", data)
-    assert real_prediction.main(["--file", str(two_classes), "--output", str(tmp_path / "out")]) == 2
-    assert "one class" in capsys.readouterr().err
+def overfitted(views, hierarchy, *, y, key):
+    """A score that is the response itself on the rows that it is learned from, with more features than rows."""
+    X = jnp.concatenate(views, axis=1)
+    d = X.shape[1]
+    score_map = jnp.linalg.lstsq(X, y)[0][:, None]
+    zero, whole = jnp.zeros(()), jnp.zeros((), int)
+    ones = jnp.ones((len(views), 1), bool)
+    return LinearFit(jnp.zeros(d), jnp.ones(d), score_map, X @ score_map, score_map, ones, zero, whole, whole, hierarchy.dims)
+
+
+def test_labels_of_noise_are_not_predicted_by_scores_that_learned_them(monkeypatch):
+    """In-sample, the penalty's cross-validation would see a score that separates the classes, and find a loss of nearly 0."""
+    monkeypatch.setitem(real_prediction.BASELINES, "mmfl", overfitted)
+    rng = np.random.default_rng(0)
+    views = [jnp.asarray(rng.standard_normal((90, d))) for d in (60, 50)]
+    labels = jnp.asarray(rng.permutation(np.arange(90) % 2))
+    split = real_prediction.Split(views, views, labels, labels)
+    data = real_prediction.DataSet("", ("a", "b"), "label", (), joint=1, individual=(1, 1))
+    representations = real_prediction.Representations(data, Hierarchy((60, 50), {(1, 2): 1}))
+    fit, scores = real_prediction.classify(representations, "mmfl", split, jax.random.key(0), 2)
+    assert abs(np.corrcoef(scores[0][:, 0], labels)[0, 1]) > 0.99
+    assert float(fit.held_out) > 0.95 * np.log(2)
+
+
+def test_differences_are_paired_and_their_errors_corrected():
+    values = {"raw": [0.5, 0.7, 0.9], "pca": [0.4, 0.6, 0.8]}
+    columns = {"test_share": 0.5, "split": [0, 1, 2] * 2, "method": np.repeat(list(values), 3), "log_loss": 0.1, "dimension": 2}
+    accuracy = pl.DataFrame(columns | {"accuracy": np.concatenate(list(values.values())), "seconds": 1.0, "status": 0})
+    rows = {row["method"]: row for row in real_prediction.summary(accuracy).iter_rows(named=True)}
+    np.testing.assert_allclose([rows["pca"]["difference"], rows["pca"]["difference_error"]], [-0.1, 0], atol=1e-12)
+    assert rows["pca"]["error"] == pytest.approx(0.2 * np.sqrt(1 / 3 + 1))
+    drawn = real_drawing.corrected_means(accuracy, "accuracy", ["method"])
+    assert drawn.filter(pl.col("method") == "pca")["sem"].item() == pytest.approx(rows["pca"]["error"])
+    alone = real_prediction.summary(accuracy.filter(pl.col("method") == "pca"))
+    assert alone["difference"].null_count() == 1
+
+
+@pytest.mark.usefixtures("_two")
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros(60, int), ["--file", "'label'", "one class"]),
+        (np.repeat(["a", "rare"], [59, 1]), ["--file", "'label'", "one row of class rare", "at least two rows"]),
+        (np.arange(59) % 2, ["--file", "shape (59,)", "60 rows"]),
+        (np.array([None, 1] * 30), ["--file", "'label'", "cannot be read"]),
+        (np.arange(60) // 2, ["--test-share", "18 of 60 rows", "30 classes"]),
+    ],
+    ids=["one class", "one row", "too few", "objects", "more classes than test rows"],
+)
+def test_labels_that_cannot_be_split_are_one_line(two_classes, tmp_path, capsys, labels, words):
+    with np.load(two_classes) as held:
+        views = {name: held[name] for name in ("a", "b")}
+    np.savez(tmp_path / "bad.npz", label=labels, **views)
+    assert_refused(real_prediction.main, ["--file", str(tmp_path / "bad.npz")], words, tmp_path / "out", capsys)

@@ -201,6 +201,10 @@ SCORE_REGRESSIONS: dict[str, Callable[[FoldMoments], Regression]] = {"least-squa
 """Regressions on the scores of any other representation. Supervised ones may also predict on their OWN."""
 
 
+SUPERVISED = tuple(name for name in BASELINES if name.startswith(("sjive", "mmfl")))
+"""Representations that see the response."""
+
+
 def split_method(method: str) -> tuple[str, str]:
     """(representation, regression) of a method's name."""
     representation, _, regression = method.partition("+")
@@ -211,7 +215,7 @@ def known_methods() -> tuple[str, ...]:
     """Every method of the study."""
     hcl = [f"{name}+{regression}" for name in ESTIMATORS for regression in HCL_REGRESSIONS]
     others = [f"{name}+{regression}" for name in (RAW, *BASELINES) for regression in SCORE_REGRESSIONS]
-    own = [f"{name}+{OWN}" for name in BASELINES if name.startswith(("sjive", "mmfl"))]
+    own = [f"{name}+{OWN}" for name in SUPERVISED]
     return (*hcl, *others, *own, LIMIT)
 
 
