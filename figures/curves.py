@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hcl_jax.experiments import ratios
+from hcl_jax.experiments.cell import number_name, path_name
 from style import LIMIT, MethodStyle, log_axes, method_style, ordered
 
 SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
@@ -111,7 +112,7 @@ def setting_slug(setting: dict) -> str:
     """A file name's part for a setting."""
     other = [str(value) for value in _not_default(setting).values()]
     ranks = _ranks(setting).replace("ranks ", "").replace("rank ", "rank").replace(" ", "-").replace(":", "r")
-    return "_".join([setting["dims"], ranks, f"noise{setting['noise_variance']:g}", *other])
+    return path_name("_".join([setting["dims"], ranks, f"noise{number_name(setting['noise_variance'])}", *other]))
 
 
 def failure_note(table: pl.DataFrame, average: str = "Root mean square") -> str:

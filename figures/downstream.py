@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, over_limit, setting_title, settings
 from hcl_jax.experiments import read_results
-from hcl_jax.experiments.sweep import check_methods
+from hcl_jax.experiments.methods import check_known
 from style import METRICS, PRINT, Destination, method_style, ordered, panels, regression_style, run_script, save_all
 
 AXES = {"n": "rows for the representation, n", "m": "labelled rows, m"}
@@ -137,7 +137,7 @@ def main(arguments: Arguments) -> None:
         ["cell", "method", "metric", "structure", "modality", "replicate"], keep="first", maintain_order=True
     )
     if arguments.methods:
-        check_methods(arguments.methods, table["method"].unique(maintain_order=True))
+        check_known(arguments.methods, table["method"].unique(maintain_order=True))
         table = table.filter(pl.col("method").is_in([*arguments.methods, "bayes"]))  # errors are drawn relative to the limit
     save_all(figures(table), arguments)
 

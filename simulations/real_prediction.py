@@ -45,8 +45,8 @@ from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import OutputError, configure
 from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse
 from hcl_jax.experiments.downstream import SUPERVISED
+from hcl_jax.experiments.methods import check_methods, estimator, is_estimator
 from hcl_jax.experiments.store import write_bytes
-from hcl_jax.experiments.sweep import check_methods
 from hcl_jax.prediction import Classifier, fold_of_rows, posterior_mean_scores, softmax_regression
 from hcl_jax.real_data import load_views, standardise
 from hcl_jax.structure import structure_name
@@ -215,9 +215,9 @@ class Representations:
                 method, lambda S: S.top_eigenpairs(self.hierarchy.n_factors)[1], SampleCovariance.from_data(split.train)
             )
             return rows[0] @ axes, rows[1] @ axes
-        if method in ESTIMATORS:
+        if is_estimator(method):
             covariance = SampleCovariance.from_data(split.train)
-            estimate = self._run(method, lambda S: ESTIMATORS[method](S, self.hierarchy), covariance)
+            estimate = self._run(method, lambda S: estimator(method)(S, self.hierarchy), covariance)
             score_map = posterior_mean_scores(estimate.loadings, estimate.noise_variance)
             return rows[0] @ score_map, rows[1] @ score_map
         config = {"config": self._configs[method]} if method in self._configs else {}
@@ -398,7 +398,7 @@ def run(study: Study) -> Tables:
             fit, scores = jax.block_until_ready(classify(representations, method, split, key, len(classes)))
             base = tables.identity | {"method": method, "split": number}
             rows["accuracy"].append(base | accuracy_row(fit, scores, split, perf_counter() - start))
-            if method.partition("+")[0] in ESTIMATORS:
+            if is_estimator(method.partition("+")[0]):
                 rows["structures"] += [base | row for row in structure_rows(fit, hierarchy)]
             steps.update()
         if rows["accuracy"]:

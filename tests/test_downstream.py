@@ -11,9 +11,9 @@ import simulations.real_prediction as real_prediction
 from figures import downstream as drawing
 from figures import real_prediction as real_drawing
 from figures.means import mean_table
-from hcl_jax import Hierarchy
+from hcl_jax import ESTIMATORS, Estimate, Hierarchy
 from hcl_jax.baselines.linear import LinearFit
-from hcl_jax.experiments import read_results
+from hcl_jax.experiments import downstream, read_results
 from hcl_jax.experiments.downstream import (
     Downstream,
     DownstreamCell,
@@ -23,6 +23,8 @@ from hcl_jax.experiments.downstream import (
     split_method,
     unlabelled_rows,
 )
+from hcl_jax.experiments.methods import estimator
+from hcl_jax.prediction import least_squares
 from simulations.downstream import PRESETS, main
 
 TINY = ["--dims", "7", "6", "5", "--rank", "1", "--no-progress"]
@@ -74,24 +76,49 @@ def test_the_limit_over_itself_is_one_and_there_is_no_ratio_to_an_excess_of_zero
 
 
 def test_figures_are_drawn_from_the_table(results, tmp_path):
-    drawn = dict(drawing.figures(read_results(results)))
-    assert {"downstream_prediction_n", "downstream_prediction_m", "downstream_coefficients_m"} <= set(drawn)
-    panel = drawn["downstream_prediction_n"].axes[0]
+    figures = dict(drawing.figures(read_results(results)))
+    assert {"downstream_prediction_n", "downstream_prediction_m", "downstream_coefficients_m"} <= set(figures)
+    panel = figures["downstream_prediction_n"].axes[0]
     lines = {line.get_label(): line.get_ydata() for line in panel.get_lines()}
-    assert any("n" in panel.get_xlabel() for panel in drawn["downstream_prediction_n"].axes)
+    assert any("n" in panel.get_xlabel() for panel in figures["downstream_prediction_n"].axes)
     assert lines, "nothing was drawn"
 
 
-def test_rows_and_covariance_are_the_same_draw():
-    drawn = jax.jit(lambda shared, i: draw(DrawSpec.of(CELL, "float64"), shared, i))(
-        Downstream().shared_arguments(CELL, 0, "float64"), jnp.uint32(1)
-    )
+@pytest.fixture(scope="module")
+def drawn():
+    program = jax.jit(lambda shared, i: draw(DrawSpec.of(CELL, "float64"), shared, i))
+    return program(Downstream().shared_arguments(CELL, 0, "float64"), jnp.uint32(1))
+
+
+def test_rows_and_covariance_are_the_same_draw(drawn):
     views, y = unlabelled_rows(drawn, CELL.n)
     rows = jnp.concatenate(views, axis=1)
     np.testing.assert_allclose(rows.T @ rows / (CELL.n - 1), drawn.covariance.matrix, rtol=1e-8, atol=1e-9)
     residual = y - rows @ drawn.truth.conditional_mean()
     # 60 normal residuals: their variance lies within 60 % of the truth's with probability above 0.999
     assert abs(float(residual.var()) / float(drawn.truth.conditional_variance()) - 1) < 0.6
+
+
+def test_a_method_may_say_how_noise_differs(monkeypatch):
+    told = []
+    monkeypatch.setitem(ESTIMATORS, "hcl-vb", lambda covariance, hierarchy, noise="shared": told.append(noise))
+    for name in ("hcl-vb@view", "hcl-vb"):
+        estimator(name)(None, None)
+    assert told == ["view", "shared"]
+
+
+def test_debiasing_subtracts_the_noise_of_the_scores_with_a_variance_a_feature(drawn):
+    seen = {}
+
+    def regress(moments, hierarchy, noise_gram):
+        seen["gram"] = noise_gram
+        return least_squares(moments)
+
+    for noise in (jnp.linspace(0.1, 2.0, 18), jnp.asarray(0.5)):
+        zero = jnp.zeros((), int)
+        score_map, _ = downstream._debiased(regress, Estimate(drawn.truth.loadings, noise, zero, zero, jnp.zeros(())), drawn)
+        psi = np.diag(np.broadcast_to(noise, 18))
+        np.testing.assert_allclose(seen["gram"], np.asarray(score_map).T @ psi @ np.asarray(score_map), rtol=1e-9, atol=1e-12)
 
 
 def test_every_method_has_stages():
@@ -112,6 +139,7 @@ def test_every_method_has_stages():
         (["--response-noise-variance", "0"], ["--response-noise-variance", "positive"]),
         (["--methods", "hcl-ml"], ["--methods", "unknown 'hcl-ml'", "hcl-ml+posterior"]),
         (["--methods", "jive+debiased"], ["--methods", "jive+debiased"]),
+        (["--methods", "jive@view+ridge"], ["--methods", "jive@view+ridge", "hcl-ml or hcl-vb"]),
         (["--methods", "hcl-ml+posterior", "--n-grid", "5"], ["--n-grid", "more than"]),
         (["--metric", "mse"], ["--metric", "rmse"]),
     ],
@@ -161,11 +189,11 @@ def test_real_data_are_split_fitted_and_reported(two_classes, tmp_path, capsys):
     np.testing.assert_allclose(shares.group_by("method", "split").agg(pl.col("share").sum())["share"], 1)
     strongest = shares.filter(pl.col("method") == "hcl-ml+group").sort("share")["structure"][-1]
     assert strongest == "12"
-    assert drawn(tmp_path) == ["real_prediction_accuracy.png", "real_prediction_structures.png"]
+    assert drawn_files(tmp_path) == ["real_prediction_accuracy.png", "real_prediction_structures.png"]
     assert "accuracy" in capsys.readouterr().out
 
 
-def drawn(folder):
+def drawn_files(folder):
     real_drawing.main(real_drawing.Arguments(results=folder, folder=folder, formats=("png",)))
     return sorted(path.name for path in folder.glob("*.png"))
 
@@ -183,7 +211,7 @@ def test_real_data_are_resumed_and_added_to(two_classes, tmp_path, capsys):
     resumed, alone = (pl.read_parquet(tmp_path / folder / "tcga-accuracy.parquet") for folder in ("parts", "whole"))
     assert resumed.head(3).equals(first)  # seconds and all: none was computed again
     assert resumed.drop("seconds").sort("method", "split").equals(alone.drop("seconds").sort("method", "split"))
-    assert drawn(tmp_path / "parts") == ["real_prediction_accuracy.png"]  # no method has shares of structures
+    assert drawn_files(tmp_path / "parts") == ["real_prediction_accuracy.png"]  # no method has shares of structures
     capsys.readouterr()
     other = tmp_path / "other.npz"
     other.write_bytes(two_classes.read_bytes() + b" ")

@@ -117,6 +117,24 @@ def test_wrong_hierarchies_show_every_variant():
     assert len(figure.axes[0].get_xticks()) == 5
 
 
+def test_kinds_of_noise_share_all_but_line_and_label_with_their_estimator():
+    plain, view, feature = (style.method_style(f"hcl-vb{kind}+posterior") for kind in ("", "@view", "@feature"))
+    assert (plain.colour, plain.marker) == (view.colour, view.marker) == (feature.colour, feature.marker)
+    assert len({str(look.line) for look in (plain, view, feature)}) == 3
+    assert view.label == "HCL-VB, noise by view"
+    assert style.ordered(["naive-svd", "hcl-ml", "hcl-vb@view", "hcl-vb"]) == ["hcl-vb", "hcl-vb@view", "hcl-ml", "naive-svd"]
+
+
+def test_settings_that_differ_have_files_of_their_own():
+    setting = {"dims": "6x5", "structures": "12,1,2", "ranks": "1,1,1", "noise_variance": 0.3}
+    slugs = [
+        curves.setting_slug(setting | more)
+        for more in ({}, {"noise_variance": 0.30000000000000004}, {"loadings": "rna/counts"}, {"loadings": "β" * 200})
+    ]
+    assert len(set(slugs)) == 4
+    assert all("/" not in slug and len(slug.encode()) <= 120 for slug in slugs)
+
+
 def test_unknown_metric_is_refused_with_its_name():
     with pytest.raises(ValueError, match=r"--metrics: unknown 'nonsense'; expected some of .*gram_frobenius"):
         recovery.check_metrics(synthetic_table(sizes=(5_000,)), ("nonsense",))
