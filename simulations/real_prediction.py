@@ -443,7 +443,8 @@ def summary(accuracy: pl.DataFrame) -> pl.DataFrame:
                 "non_finite": int((group["status"] == 2).sum()),
             }
         )
-    return pl.DataFrame(rows, infer_schema_length=None).sort("accuracy", descending=True)
+    table = pl.DataFrame(rows, infer_schema_length=None).sort("accuracy", descending=True)
+    return table.with_columns(pl.col("error", "difference_error").cast(pl.Float64).fill_nan(None))  # a single split says nothing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -456,7 +457,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OutputError) as error:
         print(f"{PROGRAM}: error: {error_line(Study, error)}", file=sys.stderr)
         return 2
-    with pl.Config(tbl_rows=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True, float_precision=4):
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=130,
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        float_precision=4,
+    ):
         print(summary(tables.asked("accuracy")))
         structures = tables.asked("structures")
         if len(structures):
