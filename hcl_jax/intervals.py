@@ -201,9 +201,7 @@ def _to_drop(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
     return jnp.where(blocks.any(), blocks, point.support & (strengths < thresholds)[None])
 
 
-def supported_point(
-    estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy
-) -> tuple[Point, Bool[Array, ""]]:
+def supported_point(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> tuple[Point, Bool[Array, ""]]:
     """(maximum of the likelihood on the columns that stand out of the noise, whether it was reached), in principal axes."""
     kind = estimate.noise
     F = jnp.where(hierarchy.mask, estimate.loadings, 0)
@@ -336,8 +334,8 @@ def _undetected(point: Point, nu: Float[Array, ""], blocks: tuple, level: float)
 def _truncation(
     point: Point, nu: Float[Array, ""], values: Array, variances: Array, solutions: Array, columns: Bool[Array, "q K"]
 ) -> Float[Array, " q"]:
-    """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the strength
-    of a column is β times the norm and a part independent of it."""
+    """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the
+    strength of a column is β times the norm and a part independent of it."""
     strengths, thresholds = _weak_columns(point, nu)
     gradients = 2 * point.loadings / point.fisher.psi[:, None]
     slopes = jnp.einsum("dk,qdk->qk", gradients, solutions) / jnp.where(variances > 0, variances, 1)[:, None]
@@ -396,8 +394,8 @@ def delta_method(
     """Intervals for any rotation-free function of the loadings: variance gᵀ(νH)⁻¹g, g its gradient and H the Fisher operator, the
     noise variances free.
 
-    `quantity` maps d × K loadings to a vector. Valid only where every column that the hierarchy offers stands out of the noise: of
-    a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1), and for a quantity
+    `quantity` maps d × K loadings to a vector. Valid only where every column that the hierarchy offers stands out of the noise:
+    of a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1), and for a quantity
     that changes when a structure's columns are rotated. Compiled once for a `quantity`: pass the same function again.
     """
     _check(level, estimate, hierarchy)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators.variational import Posterior
+from hcl_jax.estimators.variational import Posterior, fit_posterior
 from hcl_jax.fisher import pool
 from hcl_jax.structure import Hierarchy, Structure
 
@@ -20,6 +21,7 @@ class Evidence(NamedTuple):
     blocks: Float[Array, "M K"]
 
 
+@compiled
 def evidence(posterior: Posterior, covariance: SampleCovariance, hierarchy: Hierarchy) -> Evidence:
     """By how much the bound falls when a block, or a column with its scores, is taken out and the rest stays.
 
@@ -53,3 +55,15 @@ def found_columns(odds: Evidence, hierarchy: Hierarchy) -> dict[Structure, list[
         structure = tuple(int(m) + 1 for m in np.flatnonzero(seen[:, column]))
         found.setdefault(structure, []).append(int(column))
     return found
+
+
+def select(covariance: SampleCovariance, hierarchy: Hierarchy, *, noise: str = "view") -> Hierarchy:
+    """The structures and ranks that data support, of those that a generous hierarchy offers: `found_columns` of `hcl-vb`.
+
+    Raises `ValueError` when no column stands out, and where `hcl_vb` does.
+    """
+    posterior, _ = fit_posterior(covariance, hierarchy, noise=noise)
+    found = found_columns(evidence(posterior, covariance, hierarchy), hierarchy)
+    if not found:
+        raise ValueError(f"covariance: supports none of the {hierarchy.n_factors} columns offered; expected a visible factor")
+    return Hierarchy(hierarchy.dims, {s: len(columns) for s, columns in found.items()})

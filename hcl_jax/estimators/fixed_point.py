@@ -1,7 +1,7 @@
 """Fixed-point maps that never lower a merit, accelerated so that the merit still never falls."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.linalg import Anderson
 
-Point = TypeVar("Point")
+Point = TypeVar("Point", bound=tuple)
 
 
 class Ascent(NamedTuple):
     """Where an ascent is: the best point and its merit, where it looks next, and how often in a row it gained little."""
 
-    best: tuple  # (point, merit)
-    trial: tuple
+    best: tuple[Any, Array]  # (point, merit)
+    trial: Any
     memory: Anderson
     small: Int[Array, ""]
     step: Int[Array, ""]

@@ -253,7 +253,7 @@ def fit_posterior(
     psi = positive_noise(noise_by_feature(start.noise_variance, hierarchy.n_features), start.loadings, unit)
     first = _starting_point(hierarchy, start.loadings, jnp.maximum(psi, floor), unit.nu)
 
-    def stage(q: Posterior, in_force: Bool[Array, ""]) -> tuple[Posterior, tuple[Array, Array, Array]]:
+    def stage(q: Posterior, in_force: Bool[Array, ""]) -> tuple[Posterior, tuple[Array, ...]]:
         hyperprior = correlated_prior(q, hierarchy)._replace(in_force=in_force)
         q, *ended = maximise_bound(_Vb(unit, hierarchy, noise, hyperprior), q, tolerance, max_steps)
         return q, tuple(ended)
