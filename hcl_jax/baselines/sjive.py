@@ -86,11 +86,14 @@ class SjiveConfig:
 
 
 class _Standardised(NamedTuple):
-    """The triangle of [Z, response] = Q core where there are more rows than columns, else [Z, response], and the constants."""
+    """[Z, response], or what has the same inner products of columns in fewer rows, and the constants."""
 
     core: Float[Array, "q e"]
     centre: Float[Array, " e"]
     scale: Float[Array, " e"]
+
+    def reduced(self) -> "_Standardised":
+        return self._replace(core=triangle(self.core))
 
 
 class _Blocks(NamedTuple):
@@ -114,10 +117,10 @@ class _State(NamedTuple):
 
 
 def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -> _Standardised:
-    """Mean 0 and variance 1 (of n − 1) in the rows that count; constant columns become 0."""
+    """Mean 0 and variance 1 (of n − 1) in the rows that count, the others 0; constant columns become 0."""
     Z, centre, deviation = centred(columns, counts)
     scale = jnp.where(deviation > 0, deviation, 1)
-    return _Standardised(triangle(Z / scale[None, :]), centre, scale)
+    return _Standardised(Z / scale[None, :], centre, scale)
 
 
 def _leading(T: Float[Array, "q p"], tracked: Float[Array, "q k"]) -> Float[Array, "q k"]:
@@ -287,7 +290,7 @@ def _fitted(
 
 
 class _Folds(NamedTuple):
-    """Training rows of every fold, reduced, and which rows are held out. The last fold is all rows, with none held out."""
+    """Training rows of every fold, reduced, and which rows are held out."""
 
     training: _Standardised
     held: Bool[Array, "folds n"]
@@ -296,8 +299,8 @@ class _Folds(NamedTuple):
 def _folds(columns: Float[Array, "n e"], folds: int, key: PRNGKeyArray) -> _Folds:
     n = columns.shape[0]
     fold = jnp.zeros(n, jnp.int32).at[jr.permutation(key, n)].set(jnp.arange(n, dtype=jnp.int32) % folds)
-    held = fold[None, :] == jnp.arange(folds + 1, dtype=jnp.int32)[:, None]
-    return _Folds(lax.map(lambda out: _standardise_rows(columns, ~out), held), held)
+    held = fold[None, :] == jnp.arange(folds, dtype=jnp.int32)[:, None]
+    return _Folds(lax.map(lambda out: _standardise_rows(columns, ~out).reduced(), held), held)
 
 
 def _held_out_error(
@@ -331,11 +334,12 @@ def _cross_validate(
 
         return lax.map(error, ranks)
 
-    return jnp.sum(lax.map(held_out, jax.tree.map(lambda leaf: leaf[:-1], (folds.training, folds.held))), axis=0)
+    return jnp.sum(lax.map(held_out, (folds.training, folds.held)), axis=0)
 
 
 def _fitted_at_best_eta(
     columns: Float[Array, "n e"],
+    everything: _Standardised,
     folds: _Folds,
     dims: tuple[int, ...],
     widths: tuple[int, ...],
@@ -347,19 +351,19 @@ def _fitted_at_best_eta(
     there is one solver to compile."""
     etas = jnp.array(config.etas, columns.dtype)
     last = config.folds * etas.size
+    whole = _Folds(everything, jnp.zeros(columns.shape[0], bool))
+    samples = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), folds, whole)
 
     def step(state: tuple[Float[Array, " grid"], _Fit], task: Int[Array, ""]) -> tuple[tuple[Float[Array, " grid"], _Fit], None]:
         errors, is_last = state[0], task == last
-        training, held = jax.tree.map(lambda leaf: leaf[task // etas.size], (folds.training, folds.held))
+        training, held = jax.tree.map(lambda leaf: leaf[task // etas.size], samples)
         point = jnp.where(is_last, jnp.argmin(errors), task % etas.size)
         near = jnp.where(is_last, tolerance, config.path_tolerance).astype(columns.dtype)
         most = jnp.where(is_last, config.max_steps, config.path_max_steps).astype(jnp.int32)
         fit = _fitted(training.core, dims, widths, ranks, etas[point], config.start, near, most)
         return (errors.at[point].add(_held_out_error(columns, training, held, fit.model)), fit), None
 
-    shapes = jax.eval_shape(
-        lambda core: _fitted(core, dims, widths, ranks, etas[0], config.start, 1.0, 1), folds.training.core[0]
-    )
+    shapes = jax.eval_shape(lambda core: _fitted(core, dims, widths, ranks, etas[0], config.start, 1.0, 1), everything.core)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return lax.scan(step, (jnp.zeros_like(etas), nothing), jnp.arange(last + 1))[0][1]
 
@@ -459,22 +463,21 @@ def _decomposition(
 
     at = jnp.array(widths, jnp.int32) if ranks is None else jnp.minimum(ranks.astype(jnp.int32), jnp.array(widths, jnp.int32))
     tolerance = default_tolerance(X.dtype, double=1e-7) if config.tolerance is None else config.tolerance
+    whole = _standardise_rows(columns, jnp.ones(n, bool))
+    basis, core = jnp.linalg.qr(whole.core) if n > columns.shape[1] else (None, whole.core)
+    everything = whole._replace(core=core)
     if chooses:
         folds = _folds(columns, config.folds, as_key(key, "for the folds"))
-        everything = jax.tree.map(lambda leaf: leaf[-1], folds.training)
-    else:
-        everything = _standardise_rows(columns, jnp.ones(n, bool))
     if config.ranks == "forward":
         at = _forward(columns, folds, dims, widths, config)
     if config.eta is None:
-        model, value, converged, steps = _fitted_at_best_eta(columns, folds, dims, widths, at, config, tolerance)
+        model, value, converged, steps = _fitted_at_best_eta(columns, everything, folds, dims, widths, at, config, tolerance)
     else:
         eta = jnp.array(config.eta, X.dtype)
         model, value, converged, steps = _fitted(
             everything.core, dims, widths, at, eta, config.start, tolerance, config.max_steps
         )
-    Z = (columns - everything.centre[None, :]) / everything.scale[None, :]
-    factors = model.scores if n <= Z.shape[1] else jnp.linalg.qr(Z)[0] @ model.scores
+    factors = model.scores if basis is None else basis @ model.scores
     used = jnp.any(model.scores != 0, axis=0)
     status = jnp.where(jnp.isfinite(value), jnp.where(converged, 0, 1), 2)
     return LinearFit(
