@@ -8,7 +8,7 @@ Responses that are classes need the rows: `softmax_regression`.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS
 from hcl_jax.linalg import least_squares_map
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_matrix, by_feature
 
 PROJECTED = 3  # a status beside those of `Estimate`
 EIGENVALUE_FLOOR = 1e-2
@@ -35,11 +36,18 @@ def least_squares_scores(loadings: Float[Array, "d K"]) -> Float[Array, "d K"]:
     return least_squares_map(loadings, PRUNED)
 
 
-def posterior_mean_scores(loadings: Float[Array, "d K"], noise_variance: Float[Array, ""]) -> Float[Array, "d K"]:
-    """Λ(ΛᵀΛ + σ²I)⁻¹: the map of rows x to E[z|x]. y regressed on these needs no debiasing: E[y|x] = βᵀE[z|x]."""
-    gram = loadings.T @ loadings
-    core = gram + noise_variance * jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(core, lower=True), loadings.T).T
+def posterior_mean_scores(loadings: Any, noise_variance: Any) -> Float[Array, "d K"]:
+    """Ψ⁻¹Λ(ΛᵀΨ⁻¹Λ + I)⁻¹: the map of rows x to E[z|x]. y regressed on these needs no debiasing: E[y|x] = βᵀE[z|x].
+
+    Ψ = diag(ψ) for a vector of one noise variance a feature. For one number, σ²I, it is Λ(ΛᵀΛ + σ²I)⁻¹, least squares where σ² is
+    0. Raises `ValueError` that names the argument for a vector of another length, and for values of ψ that are not positive.
+    """
+    L = as_matrix(loadings, "loadings")
+    shared = jnp.ndim(noise_variance) == 0
+    psi = by_feature(noise_variance, L.shape[0], L.dtype, positive=not shared)
+    scaled = L if shared else L / psi[:, None]
+    core = L.T @ scaled + (psi[0] if shared else 1) * jnp.eye(L.shape[1], dtype=L.dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(core, lower=True), scaled.T).T
 
 
 class FoldMoments(eqx.Module):
