@@ -1,13 +1,14 @@
 """Does `hcl-vb` find the ranks and structures when it is given more than there are?
 
 Truths have some of the structures of three modalities; the fit is given the full lattice with a higher rank. A run is exact
-when the columns that the posterior supports make up the true structures with the true ranks. Noise may differ by view, and the fit
-may know that or not (`--fit-noise`). Beside the rates stands the signal strength: how many of the K true eigenvalues exceed the
-detection threshold of a method that ignores the zero pattern.
+when the columns that the posterior supports make up the true structures with the true ranks. Noise may differ by view, and the
+fit may know that or not (`--fit-noise`). Beside the rates stands the signal strength: how many of the K true eigenvalues exceed
+the detection threshold of a method that ignores the zero pattern.
 
     python simulations/ranks.py
     python simulations/ranks.py --noise-variance 0.1 1 --n-grid 5000 --replicates 4
-    python simulations/ranks.py --dims 60 40 80 --noise-ratios 0.2 1 3 --noise-variance 1 --n-grid 1000 --structures 123 12 1 --rank 2 --fitted-rank 3 --normal-loadings
+    python simulations/ranks.py --dims 60 40 80 --noise-ratios 0.2 1 3 --noise-variance 1 --n-grid 1000 \\
+        --structures 123 12 1 --rank 2 --fitted-rank 3 --normal-loadings
 """
 
 import sys
