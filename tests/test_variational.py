@@ -158,9 +158,10 @@ def test_a_sweep_maximises_in_each_coordinate(stage, seed):
     best = naive_bound(X, scores, new, TWO) + log_hyperprior(new.prior, hyperprior, TWO)
     groups = jnp.asarray(rng.uniform(0.98, 1.02, len(group_sizes(TWO, noise))))
     gain(best, new._replace(psi=new.psi * spread(groups, TWO, noise)), scores, "ψ")
-    turn = jnp.asarray(np.eye(5) + 0.01 * rng.standard_normal((2, 5, 5)) * (1 if in_force else np.eye(5)))
-    gain(best, new._replace(prior=turn @ new.prior @ jnp.swapaxes(turn, 1, 2) * TWO.modality_mask[:, :, None]
-                            * TWO.modality_mask[:, None, :]), scores, "Γ")
+    seen = TWO.modality_mask[:, :, None] & TWO.modality_mask[:, None, :]
+    turn = np.eye(5) + 0.01 * rng.standard_normal((2, 5, 5)) * (1 if in_force else np.eye(5))
+    turned = np.where(seen, turn @ np.asarray(new.prior) @ turn.transpose(0, 2, 1), 0)
+    gain(best, new._replace(prior=jnp.asarray(turned)), scores, "Γ")
     before = new._replace(prior=posterior.prior, psi=posterior.psi)  # what the loadings were maximised against
     best = naive_bound(X, scores, before, TWO) + log_hyperprior(before.prior, hyperprior, TWO)
     gain(best, before._replace(mean=before.mean + 0.01 * masked_normal(rng, TWO)), scores, "E[Λ]")
@@ -296,7 +297,9 @@ def test_the_shrinkage_tells_correlation_from_chance():
         F = np.asarray(loadings)
         variances = np.stack([np.mean(F[CORRELATED.rows(m)] ** 2, axis=0) for m in (1, 2)])
         prior = jnp.asarray(variances[:, :, None] * np.eye(3))
-        return np.asarray(correlated_prior(Posterior(jnp.asarray(F), none, jnp.ones(F.shape), prior, jnp.ones(40)), CORRELATED)[0])
+        return np.asarray(
+            correlated_prior(Posterior(jnp.asarray(F), none, jnp.ones(F.shape), prior, jnp.ones(40)), CORRELATED)[0]
+        )
 
     orthogonal = np.array(correlated_truth(0, 0.0)[0].loadings)
     for m in (1, 2):
