@@ -158,7 +158,11 @@ class _Vb:
         inverses = jax.lax.map(lambda R: jax.scipy.linalg.cho_solve((R, True), self.eye), roots)
         log_det, old_log_det = (2 * jnp.sum(jnp.log(jnp.diagonal(R, axis1=1, axis2=2)), axis=1) for R in (roots, old_roots))
         moments = jnp.where(kept[:, :, None] & kept[:, None, :], moments, 0)
-        fitted = jnp.sum(inverses * moments, axis=(1, 2)) - self.dims * kept.sum(axis=1) + self.dims * (log_det - old_log_det)
+        fitted = (
+            jnp.sum(inverses * moments, axis=(1, 2))
+            - self.dims * kept.sum(axis=1, dtype=self.dims.dtype)
+            + self.dims * (log_det - old_log_det)
+        )
         shrinkage, target, in_force = self.hyperprior
         free = in_force & (shrinkage < 1)  # at λ = 1, Γ is D for good
         strength = jnp.where(free, shrinkage / jnp.where(free, 1 - shrinkage, 1), 0)
