@@ -21,10 +21,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate
 from hcl_jax.fisher import FisherOperator, Parameters, group_sizes, noise_by_feature, pool, spread
-from hcl_jax.structure import CONVERGED, Hierarchy, Structure
+from hcl_jax.structure import CONVERGED, ON_BOUND, Hierarchy, Structure, as_structure
 
 VALID, NOT_CONVERGED, INEFFICIENT, BOUNDARY, OUT_OF_CG_STEPS = range(5)
 STATUS_TEXT = {
@@ -40,11 +41,12 @@ CG_TOLERANCE, CG_STEPS = 1e-6, 300
 STEP_TOLERANCE, STEP_CG_STEPS = 1e-3, 50  # of the solves on the way to the maximum
 DECREMENT = 1e-4  # twice the log-likelihood still to gain at which the maximum is reached: a hundredth of a standard error
 SCORING_STEPS, ROUNDS = 60, 20
-EDGE_QUANTILE = 3.27  # the 99.9 % quantile of the Tracy–Widom law of real matrices
+EDGE_QUANTILE = 2.02  # the 99 % quantile of the Tracy–Widom law of real matrices
 PROBES = 16  # random signs behind a trace: its relative error is about √(2/(16 · entries of the block))
 PROBE_SEED = 0x48434C  # fixed, so that intervals are deterministic
 BISECTIONS = 60
 
+Blocks = tuple[tuple[Structure, int], ...]
 Quantity = Callable[[Float[Array, "d K"]], Float[Array, " q"]]
 
 
@@ -161,7 +163,7 @@ def _principal_axes(point: Point) -> Float[Array, "d K"]:
 
 
 def noise_edge(a: Any, b: Any) -> Any:
-    """What the largest eigenvalue of XᵀX, X an a × b matrix of standard normal noise, exceeds in one of a thousand draws
+    """What the largest eigenvalue of XᵀX, X an a × b matrix of standard normal noise, exceeds in one of a hundred draws
     (Johnstone, 2001)."""
     roots = jnp.sqrt(a) + jnp.sqrt(b)
     return roots**2 + EDGE_QUANTILE * roots * (1 / jnp.sqrt(a) + 1 / jnp.sqrt(b)) ** (1 / 3)
@@ -201,8 +203,10 @@ def _to_drop(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
     return jnp.where(blocks.any(), blocks, point.support & (strengths < thresholds)[None])
 
 
-def supported_point(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> tuple[Point, Bool[Array, ""]]:
-    """(maximum of the likelihood on the columns that stand out of the noise, whether it was reached), in principal axes."""
+@compiled
+def supported_point(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> tuple[Point, Int[Array, ""]]:
+    """(maximum of the likelihood on the columns that stand out of the noise, status of all that is said there), the columns of
+    the same views in principal axes."""
     kind = estimate.noise
     F = jnp.where(hierarchy.mask, estimate.loadings, 0)
     sizes = jnp.asarray(group_sizes(hierarchy, kind), F.dtype)
@@ -222,7 +226,10 @@ def supported_point(estimate: Estimate, covariance: SampleCovariance, hierarchy:
     state = (first, jnp.zeros_like(support), jnp.array(False), jnp.array(0))
     go_on = lambda s: (s[1].any() | (s[3] == 0)) & (s[3] < ROUNDS)  # noqa: E731
     at, drop, reached, _ = jax.lax.while_loop(go_on, dropped, state)
-    return at, reached & ~drop.any()
+    if estimate.method not in EFFICIENT:
+        return at, jnp.array(INEFFICIENT)
+    ended = jnp.where(estimate.status == CONVERGED, VALID, jnp.where(estimate.status == ON_BOUND, BOUNDARY, NOT_CONVERGED))
+    return at, jnp.where(reached & ~drop.any(), ended, NOT_CONVERGED)
 
 
 def _moments(
@@ -242,36 +249,32 @@ def _moments(
     return values, jnp.maximum(variances, 0), (solutions, reached)
 
 
-def _missing(point: Point, hierarchy: Hierarchy) -> Int[Array, " structures"]:
-    """How many columns of each structure do not stand out."""
-    return jnp.stack([hierarchy.rank(s) - _of_structure(point, hierarchy, s).sum() for s in hierarchy.structures])
-
-
-def _of_structure(point: Point, hierarchy: Hierarchy, structure: Structure) -> Bool[Array, " K"]:
+def _of_structure(point: Point, structure: Structure) -> Bool[Array, " K"]:
     """Which columns stand out in just the modalities of a structure."""
-    seen = jnp.array([[m in structure] for m in hierarchy.modalities])
+    seen = np.array([[m in structure] for m in point.fisher.hierarchy.modalities])
     return (point.support == seen).all(axis=0)
 
 
-def _status(estimate: Estimate, reached: Array, solved: Bool[Array, " q"], boundary: Bool[Array, " q"]) -> Int[Array, " q"]:
-    """The first of the reasons that holds."""
-    converged = reached & (estimate.status == CONVERGED)
-    status = jnp.where(solved, jnp.where(boundary, BOUNDARY, VALID), OUT_OF_CG_STEPS)
-    if estimate.method not in EFFICIENT:
-        status = jnp.full_like(status, INEFFICIENT)
-    return jnp.where(converged, status, NOT_CONVERGED)
+def _missing(point: Point) -> Int[Array, " structures"]:
+    """How many columns of each structure do not stand out."""
+    return jnp.stack([jnp.maximum(rank - _of_structure(point, s).sum(), 0) for s, rank in point.fisher.hierarchy.ranks])
+
+
+def _status(common: Int[Array, ""], solved: Bool[Array, " q"], boundary: Bool[Array, " q"]) -> Int[Array, " q"]:
+    """What is wrong with all of them, else with each."""
+    own = jnp.where(solved, jnp.where(boundary, BOUNDARY, VALID), OUT_OF_CG_STEPS)
+    return jnp.where(common == VALID, own, common)
 
 
 def _normal_quantile(probability: float, dtype: Any) -> Float[Array, ""]:
     return jax.scipy.stats.norm.ppf(jnp.asarray(probability, dtype))
 
 
-@eqx.filter_jit
-def _delta(quantity: Quantity, estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy, level: float) -> Interval:
-    point, reached = supported_point(estimate, covariance, hierarchy)
-    values, variances, (_, solved) = _moments(point, covariance.nu, quantity)
-    missing = _missing(point, hierarchy).sum() > 0
-    return _symmetric(values, variances, level, _status(estimate, reached, solved, jnp.broadcast_to(missing, solved.shape)))
+@compiled
+def _delta(quantity: Quantity, point: Point, status: Int[Array, ""], nu: Float[Array, ""], level: float) -> Interval:
+    values, variances, (_, solved) = _moments(point, nu, quantity)
+    boundary = jnp.broadcast_to(_missing(point).sum() > 0, solved.shape)
+    return _symmetric(values, variances, level, _status(status, solved, boundary))
 
 
 def _symmetric(values: Array, variances: Array, level: float, status: Array) -> Interval:
@@ -280,27 +283,28 @@ def _symmetric(values: Array, variances: Array, level: float, status: Array) -> 
     return Interval(values, error, values - width, values + width, status)
 
 
-@eqx.filter_jit
-def _gram(entries: Array, estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy, level: float) -> Interval:
+@compiled
+def _gram(
+    entries: Int[Array, "q 2"], point: Point, status: Int[Array, ""], covariance: SampleCovariance, level: float
+) -> Interval:
+    hierarchy = point.fisher.hierarchy
     i, j = entries[:, 0], entries[:, 1]
-    point, reached = supported_point(estimate, covariance, hierarchy)
     values, variances, (_, solved) = _moments(point, covariance.nu, lambda F: jnp.sum(F[i] * F[j], axis=1))
     seen = jnp.asarray(np.array([[m in s for s in hierarchy.structures] for m in hierarchy.modalities]))
     modality = jnp.asarray(hierarchy.modality_of_feature)
-    missing = ((seen[modality[i]] & seen[modality[j]]) * _missing(point, hierarchy)[None]).sum(axis=1) > 0
+    missing = ((seen[modality[i]] & seen[modality[j]]) * _missing(point)[None]).sum(axis=1) > 0
     sampled = jax.vmap(lambda a, b: covariance.block(a[None], b[None])[0, 0])(i, j)
     spreads = covariance.variances()
     own = (spreads[i] * spreads[j] + sampled**2) / covariance.nu
     sampled = jnp.where(i == j, sampled - point.fisher.psi[i], sampled)
-    status = _status(estimate, reached, solved | missing, missing & (i == j))
-    return _symmetric(jnp.where(missing, sampled, values), jnp.where(missing, own, variances), level, status)
+    own_status = _status(status, solved | missing, missing & (i == j))
+    return _symmetric(jnp.where(missing, sampled, values), jnp.where(missing, own, variances), level, own_status)
 
 
-@eqx.filter_jit
-def _block_norms(blocks: tuple, estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy, level: float) -> Interval:
-    nu = covariance.nu
-    point, reached = supported_point(estimate, covariance, hierarchy)
-    columns = [_of_structure(point, hierarchy, s) for s, _ in blocks]
+@compiled
+def _block_norms(blocks: Blocks, point: Point, status: Int[Array, ""], nu: Float[Array, ""], level: float) -> Interval:
+    hierarchy = point.fisher.hierarchy
+    columns = [_of_structure(point, s) for s, _ in blocks]
 
     def sums(matrix: Float[Array, "d K"]) -> Float[Array, " q"]:
         rows = [matrix[hierarchy.rows(m)] for _, m in blocks]
@@ -311,15 +315,15 @@ def _block_norms(blocks: tuple, estimate: Estimate, covariance: SampleCovariance
     cut = _truncation(point, nu, values, variances, solutions, jnp.stack(columns))
     lower, upper = _truncated(values, jnp.sqrt(variances), cut, level)
     present = jnp.stack([own.any() for own in columns])
-    missing = jnp.stack([hierarchy.rank(s) - own.sum() for (s, _), own in zip(blocks, columns, strict=True)])
+    missing = jnp.stack([jnp.maximum(hierarchy.rank(s) - own.sum(), 0) for (s, _), own in zip(blocks, columns, strict=True)])
     hidden = missing * _undetected(point, nu, blocks, level)
     squares = [jnp.where(present, jnp.maximum(square - excess, 0), 0) for square in (values, lower, upper)]
     norm, lower, upper = jnp.sqrt(squares[0]), jnp.sqrt(squares[1]), jnp.sqrt(squares[2] + hidden)
     error = jnp.sqrt(variances) / (2 * jnp.where(norm > 0, norm, jnp.inf))
-    return Interval(norm, error, lower, upper, _status(estimate, reached, solved | ~present, missing > 0))
+    return Interval(norm, error, lower, upper, _status(status, solved | ~present, missing > 0))
 
 
-def _undetected(point: Point, nu: Float[Array, ""], blocks: tuple, level: float) -> Float[Array, " q"]:
+def _undetected(point: Point, nu: Float[Array, ""], blocks: Blocks, level: float) -> Float[Array, " q"]:
     """‖Λ_k^(m)‖² of a column that would have stood out with probability (1 + level)/2: the threshold, and as many standard
     errors (1 + λ)√(2/ν) of a strength above it, in units of the view's largest noise variance."""
     hierarchy, dtype = point.fisher.hierarchy, point.loadings.dtype
@@ -334,8 +338,8 @@ def _undetected(point: Point, nu: Float[Array, ""], blocks: tuple, level: float)
 def _truncation(
     point: Point, nu: Float[Array, ""], values: Array, variances: Array, solutions: Array, columns: Bool[Array, "q K"]
 ) -> Float[Array, " q"]:
-    """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the
-    strength of a column is β times the norm and a part independent of it."""
+    """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the strength
+    of a column is β times the norm and a part independent of it."""
     strengths, thresholds = _weak_columns(point, nu)
     gradients = 2 * point.loadings / point.fisher.psi[:, None]
     slopes = jnp.einsum("dk,qdk->qk", gradients, solutions) / jnp.where(variances > 0, variances, 1)[:, None]
@@ -394,13 +398,13 @@ def delta_method(
     """Intervals for any rotation-free function of the loadings: variance gᵀ(νH)⁻¹g, g its gradient and H the Fisher operator, the
     noise variances free.
 
-    `quantity` maps d × K loadings to a vector. Valid only where every column that the hierarchy offers stands out of the noise:
-    of a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1), and for a quantity
+    `quantity` maps d × K loadings to a vector. Valid only where every column that the hierarchy offers stands out of the noise: of
+    a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1), and for a quantity
     that changes when a structure's columns are rotated. Compiled once for a `quantity`: pass the same function again.
     """
     _check(level, estimate, hierarchy)
     _check_rotations(quantity, estimate, hierarchy)
-    return _delta(quantity, estimate, covariance, hierarchy, level)
+    return _delta(quantity, *supported_point(estimate, covariance, hierarchy), covariance.nu, level)
 
 
 def gram_intervals(
@@ -417,7 +421,8 @@ def gram_intervals(
     has to be told apart, the status is `BOUNDARY`. Raises `ValueError` for entries that are not pairs of features.
     """
     _check(level, estimate, hierarchy)
-    return _gram(jnp.asarray(_as_entries(entries, hierarchy)), estimate, covariance, hierarchy, level)
+    pairs = jnp.asarray(_as_entries(entries, hierarchy))
+    return _gram(pairs, *supported_point(estimate, covariance, hierarchy), covariance, level)
 
 
 def _as_entries(entries: Any, hierarchy: Hierarchy) -> Int[np.ndarray, "q 2"]:
@@ -446,23 +451,20 @@ def block_norm_intervals(
     would have been detected with probability (1 + level)/2. Raises `ValueError` for a block that the hierarchy holds at zero.
     """
     _check(level, estimate, hierarchy)
-    return _block_norms(_as_blocks(blocks, hierarchy), estimate, covariance, hierarchy, level)
+    known = _as_blocks(blocks, hierarchy)
+    return _block_norms(known, *supported_point(estimate, covariance, hierarchy), covariance.nu, level)
 
 
-def _as_blocks(blocks: Sequence[tuple[Any, int]], hierarchy: Hierarchy) -> tuple[tuple[Structure, int], ...]:
+def _as_blocks(blocks: Sequence[tuple[Any, int]], hierarchy: Hierarchy) -> Blocks:
     known = []
     for s, m in blocks:
-        structure = _as_structure(s, hierarchy)
+        structure = as_structure(s, hierarchy.n_modalities, "blocks")
         if structure not in hierarchy.structures or m not in structure:
             raise ValueError(
                 f"blocks: ({s!r}, {m!r}) is not a block of the hierarchy; expected a structure of it and one of its modalities"
             )
         known.append((structure, int(m)))
     return tuple(known)
-
-
-def _as_structure(value: Any, hierarchy: Hierarchy) -> Structure:
-    return tuple(sorted(int(m) for m in value))
 
 
 def without_rotations(V: Float[Array, "d K"], loadings: Float[Array, "d K"], same: Bool[Array, "K K"]) -> Float[Array, "d K"]:
