@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
@@ -202,6 +202,12 @@ class SampleCovariance(eqx.Module):
         if self.matrix is not None:
             return self.matrix[rows][:, columns]
         return self._rows[:, rows].T @ self._rows[:, columns] / self.nu
+
+    def entries(self, rows: Int[Array, " q"], columns: Int[Array, " q"]) -> Float[Array, " q"]:
+        """S_ij for pairs of indices."""
+        if self.matrix is not None:
+            return self.matrix[rows, columns]
+        return jnp.sum(self._rows[:, rows] * self._rows[:, columns], axis=0) / self.nu
 
     def variances(self) -> Float[Array, " d"]:
         """The diagonal of S."""

@@ -30,10 +30,10 @@ from hcl_jax.structure import CONVERGED, ON_BOUND, Hierarchy, Structure, as_stru
 VALID, NOT_CONVERGED, INEFFICIENT, BOUNDARY, OUT_OF_CG_STEPS = range(5)
 STATUS_TEXT = {
     VALID: "valid",
-    NOT_CONVERGED: "the fit, or the likelihood steps after it, did not converge",
-    INEFFICIENT: "the estimator is not efficient: not one of the likelihood",
-    BOUNDARY: "upper bound only: columns at or below the detection limit may hold part of it",
-    OUT_OF_CG_STEPS: "the solve with the Fisher information ran out of steps",
+    NOT_CONVERGED: "not converged: the fit, or the likelihood steps after it",
+    INEFFICIENT: "not efficient: the estimator is not one of the likelihood",
+    BOUNDARY: "boundary: columns at or below the detection limit may hold part of it; an upper bound only",
+    OUT_OF_CG_STEPS: "out of steps: the solve with the Fisher information",
 }
 EFFICIENT = ("hcl-ml", "hcl-vb")
 
@@ -178,7 +178,7 @@ def _weak_columns(point: Point, nu: Float[Array, ""]) -> tuple[Float[Array, " K"
     """(λ_k, what it must exceed) for columns in principal axes: the strength that noise of as many features makes, and as many
     standard errors as it then has of its own; they are larger beside strong columns of the same view."""
     dims = jnp.asarray(point.fisher.hierarchy.dims, point.loadings.dtype)
-    edge = noise_edge(nu, jnp.maximum(dims @ point.support, 1)) / nu - 1
+    edge = noise_edge(nu, jnp.maximum(dims @ point.support.astype(dims.dtype), 1)) / nu - 1
     strengths = lambda F: jnp.sum(F**2 / point.fisher.psi[:, None], axis=0)  # noqa: E731
     values, variances, _ = _moments(point, nu, strengths)
     return values, jnp.maximum(edge, edge * jnp.sqrt(nu / 2) / (1 + edge) * jnp.sqrt(variances))
@@ -292,9 +292,8 @@ def _gram(
     values, variances, (_, solved) = _moments(point, covariance.nu, lambda F: jnp.sum(F[i] * F[j], axis=1))
     seen = jnp.asarray(np.array([[m in s for s in hierarchy.structures] for m in hierarchy.modalities]))
     modality = jnp.asarray(hierarchy.modality_of_feature)
-    missing = ((seen[modality[i]] & seen[modality[j]]) * _missing(point)[None]).sum(axis=1) > 0
-    sampled = jax.vmap(lambda a, b: covariance.block(a[None], b[None])[0, 0])(i, j)
-    spreads = covariance.variances()
+    missing = (seen[modality[i]] & seen[modality[j]] & (_missing(point) > 0)[None]).any(axis=1)
+    sampled, spreads = covariance.entries(i, j), covariance.variances()
     own = (spreads[i] * spreads[j] + sampled**2) / covariance.nu
     sampled = jnp.where(i == j, sampled - point.fisher.psi[i], sampled)
     own_status = _status(status, solved | missing, missing & (i == j))
@@ -316,11 +315,21 @@ def _block_norms(blocks: Blocks, point: Point, status: Int[Array, ""], nu: Float
     lower, upper = _truncated(values, jnp.sqrt(variances), cut, level)
     present = jnp.stack([own.any() for own in columns])
     missing = jnp.stack([jnp.maximum(hierarchy.rank(s) - own.sum(), 0) for (s, _), own in zip(blocks, columns, strict=True)])
-    hidden = missing * _undetected(point, nu, blocks, level)
+    hidden = jnp.where(
+        missing > 0, missing.astype(values.dtype) * _undetected(point, nu, blocks, level) + _misplaced(point, blocks), 0
+    )
     squares = [jnp.where(present, jnp.maximum(square - excess, 0), 0) for square in (values, lower, upper)]
     norm, lower, upper = jnp.sqrt(squares[0]), jnp.sqrt(squares[1]), jnp.sqrt(squares[2] + hidden)
     error = jnp.sqrt(variances) / (2 * jnp.where(norm > 0, norm, jnp.inf))
     return Interval(norm, error, lower, upper, _status(status, solved | ~present, missing > 0))
+
+
+def _misplaced(point: Point, blocks: Blocks) -> Float[Array, " q"]:
+    """What the view holds of other structures of which some columns stand out and some do not: a block's column may be there."""
+    sums = pool(point.loadings**2, point.fisher.hierarchy, "view")
+    columns = {t: _of_structure(point, t) for t in point.fisher.hierarchy.structures}
+    partial = jnp.stack([own & (own.sum() < point.fisher.hierarchy.rank(t)) for t, own in columns.items()]).any(axis=0)
+    return jnp.stack([jnp.sum(jnp.where(partial & ~columns[s], sums[m - 1], 0)) for s, m in blocks])
 
 
 def _undetected(point: Point, nu: Float[Array, ""], blocks: Blocks, level: float) -> Float[Array, " q"]:
@@ -338,8 +347,8 @@ def _undetected(point: Point, nu: Float[Array, ""], blocks: Blocks, level: float
 def _truncation(
     point: Point, nu: Float[Array, ""], values: Array, variances: Array, solutions: Array, columns: Bool[Array, "q K"]
 ) -> Float[Array, " q"]:
-    """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the strength
-    of a column is β times the norm and a part independent of it."""
+    """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the
+    strength of a column is β times the squared norm and a part independent of it."""
     strengths, thresholds = _weak_columns(point, nu)
     gradients = 2 * point.loadings / point.fisher.psi[:, None]
     slopes = jnp.einsum("dk,qdk->qk", gradients, solutions) / jnp.where(variances > 0, variances, 1)[:, None]
@@ -398,8 +407,8 @@ def delta_method(
     """Intervals for any rotation-free function of the loadings: variance gᵀ(νH)⁻¹g, g its gradient and H the Fisher operator, the
     noise variances free.
 
-    `quantity` maps d × K loadings to a vector. Valid only where every column that the hierarchy offers stands out of the noise: of
-    a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1), and for a quantity
+    `quantity` maps d × K loadings to a vector. Valid only where every column that the hierarchy offers stands out of the noise:
+    of a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1), and for a quantity
     that changes when a structure's columns are rotated. Compiled once for a `quantity`: pass the same function again.
     """
     _check(level, estimate, hierarchy)
@@ -448,7 +457,8 @@ def block_norm_intervals(
     is looked at only where its columns stand out, its law is a normal one cut off there. With columns missing the status is
     `BOUNDARY`: near zero the norm of a block is not known from below, and that of a view whose structure is absent in the other
     views not at all, since its columns then rotate into the private ones. `upper` then adds, for every missing column, what
-    would have been detected with probability (1 + level)/2. Raises `ValueError` for a block that the hierarchy holds at zero.
+    would have been detected with probability (1 + level)/2, and columns that may be misplaced. Raises `ValueError` for a block
+    that the hierarchy holds at zero.
     """
     _check(level, estimate, hierarchy)
     known = _as_blocks(blocks, hierarchy)

@@ -81,7 +81,7 @@ def entries_of(hierarchy: Hierarchy, seed: int) -> np.ndarray:
 
 
 def draws(study: Study, hierarchy: Hierarchy, method: str) -> Callable[..., tuple]:
-    """The batch of keys, n, the noise variance and factors of the columns to (true entries, their intervals, true norms, theirs)."""
+    """A batch of keys, n, noise variance and factors of the columns to (true entries, intervals, true norms, intervals)."""
     fit, entries, blocks = estimator(method), entries_of(hierarchy, study.seed), blocks_of(hierarchy)
     rows, columns = entries.T
 
