@@ -2,16 +2,15 @@
 them.
 
 The normal approximation holds at the maximum of the likelihood, for columns of the loadings that stand out of the noise. The
-variational mean is shrunk and its own posterior takes the scores for known; and columns below the detection limit are noise,
-rotated at will into their neighbours. So all intervals are taken at one *point*: from the estimate's columns, Fisher scoring
-to the maximum, then columns, and blocks of columns, that noise alone could have made are put to zero one round after the other.
-A column that stands out in one view only is a private one, whatever it was offered as. What was put to zero still counts: it
-widens the interval of its blocks by what would have been detected, and its entries of G are taken from the sample covariance.
+variational mean is shrunk, and its own posterior takes the scores for known; columns below the detection limit are noise. So
+all intervals are taken at the maximum on the columns of the estimate that stand out (`hcl_jax.support`). What does not still
+counts: it widens the interval of its blocks by what would have been detected, and its entries of G are taken from the sample
+covariance.
 
 One conjugate-gradient solve a quantity, and no d × d matrix but the covariance where it is one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -24,8 +23,20 @@ from jaxtyping import Array, Bool, Float, Int
 from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate
-from hcl_jax.fisher import FisherOperator, Parameters, group_sizes, noise_by_feature, pool, spread
+from hcl_jax.fisher import pool
 from hcl_jax.structure import CONVERGED, ON_BOUND, Hierarchy, Structure, as_structure
+from hcl_jax.support import (
+    Point,
+    Quantity,
+    missing_columns,
+    moments,
+    noise_edge,
+    of_structure,
+    same_support,
+    solve,
+    supported_point,
+    weak_columns,
+)
 
 VALID, NOT_CONVERGED, INEFFICIENT, BOUNDARY, OUT_OF_CG_STEPS = range(5)
 STATUS_TEXT = {
@@ -37,17 +48,11 @@ STATUS_TEXT = {
 }
 EFFICIENT = ("hcl-ml", "hcl-vb")
 
-CG_TOLERANCE, CG_STEPS = 1e-6, 300
-STEP_TOLERANCE, STEP_CG_STEPS = 1e-3, 50  # of the solves on the way to the maximum
-DECREMENT = 1e-4  # twice the log-likelihood still to gain at which the maximum is reached: a hundredth of a standard error
-SCORING_STEPS, ROUNDS = 60, 20
-EDGE_QUANTILE = 2.02  # the 99 % quantile of the Tracy–Widom law of real matrices
 PROBES = 16  # random signs behind a trace: its relative error is about √(2/(16 · entries of the block))
 PROBE_SEED = 0x48434C  # fixed, so that intervals are deterministic
 BISECTIONS = 60
 
 Blocks = tuple[tuple[Structure, int], ...]
-Quantity = Callable[[Float[Array, "d K"]], Float[Array, " q"]]
 
 
 class Interval(eqx.Module):
@@ -67,197 +72,11 @@ class Interval(eqx.Module):
         return [STATUS_TEXT[int(code)] for code in self.status]
 
 
-class Point(eqx.Module):
-    """Where the likelihood stands, restricted to some columns of the loadings in each view: its derivatives there, and H."""
-
-    loadings: Float[Array, "d K"]
-    noise: Float[Array, " groups"]
-    support: Bool[Array, "M K"]
-    rows: Bool[Array, "d K"]  # the support, by feature
-    fisher: FisherOperator
-    gradient: Parameters  # −½ of that of the deviance
-    deviance: Float[Array, ""]
-
-
-def _fisher_at(loadings: Float[Array, "d K"], noise: Float[Array, " groups"], hierarchy: Hierarchy, kind: str) -> FisherOperator:
-    return FisherOperator(loadings, spread(noise, hierarchy, kind), hierarchy, kind)
-
-
-def _point(
-    covariance: SampleCovariance,
-    hierarchy: Hierarchy,
-    kind: str,
-    loadings: Float[Array, "d K"],
-    noise: Float[Array, " groups"],
-    support: Bool[Array, "M K"],
-) -> Point:
-    """The point of these loadings, those outside the support put to zero: one product with S."""
-    rows = jnp.repeat(support, np.array(hierarchy.dims), axis=0, total_repeat_length=hierarchy.n_features)
-    F = jnp.where(rows, loadings, 0)
-    fisher = _fisher_at(F, noise, hierarchy, kind)
-    scaled, variances = F / fisher.psi[:, None], covariance.variances()
-    image = covariance.product(scaled)
-    along, change = fisher.minus_half_gradient(image @ fisher.inverse, variances)
-    fit = jnp.sum(jnp.log(fisher.psi) + variances / fisher.psi) - jnp.sum(fisher.inverse * (scaled.T @ image))
-    deviance = fit - jnp.linalg.slogdet(fisher.inverse)[1]
-    return Point(F, noise, support, rows, fisher, (jnp.where(rows, along, 0), change), deviance)
-
-
-def _dot(a: Parameters, b: Parameters) -> Float[Array, ""]:
-    return jnp.sum(a[0] * b[0]) + jnp.sum(a[1] * b[1])
-
-
-def _solve(point: Point, right: Parameters, tolerance: float = CG_TOLERANCE, max_steps: int = CG_STEPS) -> Parameters:
-    """H⁻¹ of the right-hand side on the support, as `FisherOperator.solve`."""
-
-    def supported(parameters: Parameters) -> Parameters:
-        return jnp.where(point.rows, parameters[0], 0), parameters[1]
-
-    def product(parameters: Parameters) -> Parameters:
-        return supported(point.fisher.product(parameters))
-
-    def precondition(parameters: Parameters) -> Parameters:
-        return supported(point.fisher.precondition(parameters))
-
-    return jax.scipy.sparse.linalg.cg(product, right, tol=tolerance, maxiter=max_steps, M=precondition)[0]
-
-
-def _maximum(covariance: SampleCovariance, start: Point) -> tuple[Point, Bool[Array, ""]]:
-    """(the maximum of the likelihood on the support, whether it was reached), by Fisher scoring; a step that raises the deviance
-    is quartered."""
-    fisher = start.fisher
-
-    def step(state):
-        at, _, t, i = state
-        V, change = _solve(at, at.gradient, STEP_TOLERANCE, STEP_CG_STEPS)
-        noise = jnp.maximum(at.noise + t * change, at.noise / 4)
-        new = _point(covariance, fisher.hierarchy, fisher.noise, at.loadings + t * V, noise, at.support)
-        rounding = 10 * jnp.finfo(t.dtype).eps * jnp.abs(at.deviance)
-        better = new.deviance <= at.deviance + rounding
-        kept = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, at)
-        decrement = covariance.nu * _dot(at.gradient, (V, change))
-        return kept, decrement, jnp.where(better, jnp.minimum(1, 2 * t), t / 4), i + 1
-
-    one = jnp.ones((), start.loadings.dtype)
-    state = (start, jnp.inf * one, one, 0)
-    at, decrement, _, _ = jax.lax.while_loop(lambda s: ~(s[1] <= DECREMENT) & (s[3] < SCORING_STEPS), step, state)
-    return at, decrement <= DECREMENT
-
-
-def _same_support(support: Bool[Array, "M K"]) -> Bool[Array, "K K"]:
-    """Which columns are seen by the same views, and so free to rotate into each other."""
-    return (support[:, :, None] == support[:, None, :]).all(axis=0)
-
-
-def _principal_axes(point: Point) -> Float[Array, "d K"]:
-    """The loadings with FᵀΨ⁻¹F diagonal among columns of the same support.
-
-    One decomposition: groups of columns are set apart by shifts of the diagonal, so that each keeps its places.
-    """
-    same = _same_support(point.support)
-    group = jnp.argmax(same, axis=1)
-    gram = jnp.where(same, point.fisher.gram, 0)
-    shifts = (2 * jnp.trace(gram)) * group.astype(gram.dtype)
-    axes = jnp.linalg.eigh(gram + jnp.diag(shifts))[1]
-    return jnp.zeros_like(point.loadings).at[:, jnp.argsort(group, stable=True)].set(point.loadings @ axes)
-
-
-def noise_edge(a: Any, b: Any) -> Any:
-    """What the largest eigenvalue of XᵀX, X an a × b matrix of standard normal noise, exceeds in one of a hundred draws
-    (Johnstone, 2001)."""
-    roots = jnp.sqrt(a) + jnp.sqrt(b)
-    return roots**2 + EDGE_QUANTILE * roots * (1 / jnp.sqrt(a) + 1 / jnp.sqrt(b)) ** (1 / 3)
-
-
-def _squares(point: Point) -> Float[Array, "M K"]:
-    """‖Ψ^(−1/2)F^(m)_k‖², the strength of every column in every view in units of the noise."""
-    return pool(point.loadings**2 / point.fisher.psi[:, None], point.fisher.hierarchy, "view")
-
-
-def _weak_columns(point: Point, nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
-    """(λ_k, what it must exceed) for columns in principal axes: the strength that noise of as many features makes, and as many
-    standard errors as it then has of its own; they are larger beside strong columns of the same view."""
-    dims = jnp.asarray(point.fisher.hierarchy.dims, point.loadings.dtype)
-    edge = noise_edge(nu, jnp.maximum(dims @ point.support.astype(dims.dtype), 1)) / nu - 1
-    strengths = lambda F: jnp.sum(F**2 / point.fisher.psi[:, None], axis=0)  # noqa: E731
-    values, variances, _ = _moments(point, nu, strengths)
-    return values, jnp.maximum(edge, edge * jnp.sqrt(nu / 2) / (1 + edge) * jnp.sqrt(variances))
-
-
-def _weak_blocks(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
-    """For every column seen by several views, the view that stands out least, where it does no more than noise regressed on the
-    factors that the other views show: variance (1 + 1/λ)ψ/ν an entry, at most over their rotations."""
-    squares, support = _squares(point), point.support
-    dims = jnp.asarray(point.fisher.hierarchy.dims, squares.dtype)
-    rivals = jnp.stack([_same_support(support.at[m].set(False)).sum(axis=1) for m in range(len(dims))]).astype(squares.dtype)
-    others = squares.sum(axis=0)[None] - squares
-    noise = noise_edge(dims[:, None], rivals) / nu * (1 + 1 / jnp.where(others > 0, others, 1))
-    ratios = jnp.where(support & (support.sum(axis=0)[None] > 1), squares / noise, jnp.inf)
-    return (ratios < 1) & (ratios == ratios.min(axis=0)[None])
-
-
-def _to_drop(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
-    """What noise alone could have made: blocks first, since they may turn a shared column into a private one; then columns."""
-    blocks = _weak_blocks(point, nu)
-    strengths, thresholds = _weak_columns(point, nu)
-    return jnp.where(blocks.any(), blocks, point.support & (strengths < thresholds)[None])
-
-
-@compiled
-def supported_point(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> tuple[Point, Int[Array, ""]]:
-    """(maximum of the likelihood on the columns that stand out of the noise, status of all that is said there), the columns of
-    the same views in principal axes."""
-    kind = estimate.noise
-    F = jnp.where(hierarchy.mask, estimate.loadings, 0)
-    sizes = jnp.asarray(group_sizes(hierarchy, kind), F.dtype)
-    noise = pool(noise_by_feature(estimate.noise_variance, F.shape[0]), hierarchy, kind) / sizes
-
-    def maximum(loadings, noise, support):
-        at, reached = _maximum(covariance, _point(covariance, hierarchy, kind, loadings, noise, support))
-        return _point(covariance, hierarchy, kind, _principal_axes(at), at.noise, support), reached
-
-    def dropped(state):
-        at, drop, _, i = state
-        at, reached = maximum(at.loadings, at.noise, at.support & ~drop)
-        return at, _to_drop(at, covariance.nu), reached, i + 1
-
-    support = pool(F**2, hierarchy, "view") > 0
-    first = _point(covariance, hierarchy, kind, F, noise, support)
-    state = (first, jnp.zeros_like(support), jnp.array(False), jnp.array(0))
-    go_on = lambda s: (s[1].any() | (s[3] == 0)) & (s[3] < ROUNDS)  # noqa: E731
-    at, drop, reached, _ = jax.lax.while_loop(go_on, dropped, state)
-    if estimate.method not in EFFICIENT:
-        return at, jnp.array(INEFFICIENT)
+def _located(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> tuple[Point, Int[Array, ""]]:
+    """(where intervals are taken, status of all of them)."""
+    at, reached = supported_point(estimate.loadings, estimate.noise_variance, covariance, hierarchy, estimate.noise)
     ended = jnp.where(estimate.status == CONVERGED, VALID, jnp.where(estimate.status == ON_BOUND, BOUNDARY, NOT_CONVERGED))
-    return at, jnp.where(reached & ~drop.any(), ended, NOT_CONVERGED)
-
-
-def _moments(
-    point: Point, nu: Float[Array, ""], quantity: Quantity
-) -> tuple[Float[Array, " q"], Float[Array, " q"], tuple[Float[Array, "q d K"], Bool[Array, " q"]]]:
-    """(values, variances gᵀ(νH)⁻¹g, (the (νH)⁻¹g along the loadings, whether each solve converged)), g the gradients."""
-    values, pull_back = jax.vjp(quantity, point.loadings)
-
-    def solved(direction: Float[Array, " q"]):
-        right = (jnp.where(point.rows, pull_back(direction)[0], 0), jnp.zeros_like(point.noise))
-        V, change = _solve(point, right)
-        left = point.fisher.product((V, change))
-        residual = jnp.linalg.norm(jnp.where(point.rows, left[0], 0) - right[0])
-        return jnp.sum(right[0] * V) / nu, V / nu, residual <= 1e-3 * jnp.linalg.norm(right[0])
-
-    variances, solutions, reached = jax.lax.map(solved, jnp.eye(values.shape[0], dtype=values.dtype))
-    return values, jnp.maximum(variances, 0), (solutions, reached)
-
-
-def _of_structure(point: Point, structure: Structure) -> Bool[Array, " K"]:
-    """Which columns stand out in just the modalities of a structure."""
-    seen = np.array([[m in structure] for m in point.fisher.hierarchy.modalities])
-    return (point.support == seen).all(axis=0)
-
-
-def _missing(point: Point) -> Int[Array, " structures"]:
-    """How many columns of each structure do not stand out."""
-    return jnp.stack([jnp.maximum(rank - _of_structure(point, s).sum(), 0) for s, rank in point.fisher.hierarchy.ranks])
+    return at, jnp.where(reached, ended, NOT_CONVERGED) if estimate.method in EFFICIENT else jnp.array(INEFFICIENT)
 
 
 def _status(common: Int[Array, ""], solved: Bool[Array, " q"], boundary: Bool[Array, " q"]) -> Int[Array, " q"]:
@@ -272,8 +91,8 @@ def _normal_quantile(probability: float, dtype: Any) -> Float[Array, ""]:
 
 @compiled
 def _delta(quantity: Quantity, point: Point, status: Int[Array, ""], nu: Float[Array, ""], level: float) -> Interval:
-    values, variances, (_, solved) = _moments(point, nu, quantity)
-    boundary = jnp.broadcast_to(_missing(point).sum() > 0, solved.shape)
+    values, variances, (_, solved) = moments(point, nu, quantity)
+    boundary = jnp.broadcast_to(missing_columns(point).sum() > 0, solved.shape)
     return _symmetric(values, variances, level, _status(status, solved, boundary))
 
 
@@ -289,10 +108,10 @@ def _gram(
 ) -> Interval:
     hierarchy = point.fisher.hierarchy
     i, j = entries[:, 0], entries[:, 1]
-    values, variances, (_, solved) = _moments(point, covariance.nu, lambda F: jnp.sum(F[i] * F[j], axis=1))
+    values, variances, (_, solved) = moments(point, covariance.nu, lambda F: jnp.sum(F[i] * F[j], axis=1))
     seen = jnp.asarray(np.array([[m in s for s in hierarchy.structures] for m in hierarchy.modalities]))
     modality = jnp.asarray(hierarchy.modality_of_feature)
-    missing = (seen[modality[i]] & seen[modality[j]] & (_missing(point) > 0)[None]).any(axis=1)
+    missing = (seen[modality[i]] & seen[modality[j]] & (missing_columns(point) > 0)[None]).any(axis=1)
     sampled, spreads = covariance.entries(i, j), covariance.variances()
     own = (spreads[i] * spreads[j] + sampled**2) / covariance.nu
     sampled = jnp.where(i == j, sampled - point.fisher.psi[i], sampled)
@@ -303,13 +122,13 @@ def _gram(
 @compiled
 def _block_norms(blocks: Blocks, point: Point, status: Int[Array, ""], nu: Float[Array, ""], level: float) -> Interval:
     hierarchy = point.fisher.hierarchy
-    columns = [_of_structure(point, s) for s, _ in blocks]
+    columns = [of_structure(point, s) for s, _ in blocks]
 
     def sums(matrix: Float[Array, "d K"]) -> Float[Array, " q"]:
         rows = [matrix[hierarchy.rows(m)] for _, m in blocks]
         return jnp.stack([jnp.sum(jnp.where(own[None], part, 0)) for own, part in zip(columns, rows, strict=True)])
 
-    values, variances, (solutions, solved) = _moments(point, nu, lambda F: sums(F**2))
+    values, variances, (solutions, solved) = moments(point, nu, lambda F: sums(F**2))
     excess = sums(_loading_variances(point, nu))
     cut = _truncation(point, nu, values, variances, solutions, jnp.stack(columns))
     lower, upper = _truncated(values, jnp.sqrt(variances), cut, level)
@@ -327,7 +146,7 @@ def _block_norms(blocks: Blocks, point: Point, status: Int[Array, ""], nu: Float
 def _misplaced(point: Point, blocks: Blocks) -> Float[Array, " q"]:
     """What the view holds of other structures of which some columns stand out and some do not: a block's column may be there."""
     sums = pool(point.loadings**2, point.fisher.hierarchy, "view")
-    columns = {t: _of_structure(point, t) for t in point.fisher.hierarchy.structures}
+    columns = {t: of_structure(point, t) for t in point.fisher.hierarchy.structures}
     partial = jnp.stack([own & (own.sum() < point.fisher.hierarchy.rank(t)) for t, own in columns.items()]).any(axis=0)
     return jnp.stack([jnp.sum(jnp.where(partial & ~columns[s], sums[m - 1], 0)) for s, m in blocks])
 
@@ -349,7 +168,7 @@ def _truncation(
 ) -> Float[Array, " q"]:
     """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the
     strength of a column is β times the squared norm and a part independent of it."""
-    strengths, thresholds = _weak_columns(point, nu)
+    strengths, thresholds = weak_columns(point, nu)
     gradients = 2 * point.loadings / point.fisher.psi[:, None]
     slopes = jnp.einsum("dk,qdk->qk", gradients, solutions) / jnp.where(variances > 0, variances, 1)[:, None]
     room = (strengths - thresholds)[None] / jnp.where(slopes > 0, slopes, 1)
@@ -413,7 +232,7 @@ def delta_method(
     """
     _check(level, estimate, hierarchy)
     _check_rotations(quantity, estimate, hierarchy)
-    return _delta(quantity, *supported_point(estimate, covariance, hierarchy), covariance.nu, level)
+    return _delta(quantity, *_located(estimate, covariance, hierarchy), covariance.nu, level)
 
 
 def gram_intervals(
@@ -431,7 +250,7 @@ def gram_intervals(
     """
     _check(level, estimate, hierarchy)
     pairs = jnp.asarray(_as_entries(entries, hierarchy))
-    return _gram(pairs, *supported_point(estimate, covariance, hierarchy), covariance, level)
+    return _gram(pairs, *_located(estimate, covariance, hierarchy), covariance, level)
 
 
 def _as_entries(entries: Any, hierarchy: Hierarchy) -> Int[np.ndarray, "q 2"]:
@@ -462,7 +281,7 @@ def block_norm_intervals(
     """
     _check(level, estimate, hierarchy)
     known = _as_blocks(blocks, hierarchy)
-    return _block_norms(known, *supported_point(estimate, covariance, hierarchy), covariance.nu, level)
+    return _block_norms(known, *_located(estimate, covariance, hierarchy), covariance.nu, level)
 
 
 def _as_blocks(blocks: Sequence[tuple[Any, int]], hierarchy: Hierarchy) -> Blocks:
@@ -492,11 +311,11 @@ def without_rotations(V: Float[Array, "d K"], loadings: Float[Array, "d K"], sam
 
 def _loading_variances(point: Point, nu: Float[Array, ""]) -> Float[Array, "d K"]:
     """d × K numbers whose sums over a block are the trace of its covariance (Hutchinson's estimate), rotations left out."""
-    same, F = _same_support(point.support), point.loadings
+    same, F = same_support(point.support), point.loadings
 
     def probe(key: Array) -> Float[Array, "d K"]:
         signs = jnp.where(point.rows, jr.rademacher(key, F.shape, F.dtype), 0)
-        V, _ = _solve(point, (without_rotations(signs, F, same), jnp.zeros_like(point.noise)))
+        V, _ = solve(point, (without_rotations(signs, F, same), jnp.zeros_like(point.noise)))
         return without_rotations(V, F, same) * signs
 
     return jax.lax.map(probe, jr.split(jr.key(PROBE_SEED), PROBES)).mean(axis=0) / nu
