@@ -28,6 +28,7 @@ from hcl_jax.structure import CONVERGED, ON_BOUND, Hierarchy, Structure, as_stru
 from hcl_jax.support import (
     Point,
     Quantity,
+    column_strengths,
     missing_columns,
     moments,
     noise_edge,
@@ -35,7 +36,6 @@ from hcl_jax.support import (
     same_support,
     solve,
     supported_point,
-    weak_columns,
 )
 
 VALID, NOT_CONVERGED, INEFFICIENT, BOUNDARY, OUT_OF_CG_STEPS = range(5)
@@ -168,7 +168,7 @@ def _truncation(
 ) -> Float[Array, " q"]:
     """What every squared norm must have exceeded for the block's columns to stand out, the rest of the data as it is: the
     strength of a column is β times the squared norm and a part independent of it."""
-    strengths, thresholds = weak_columns(point, nu)
+    strengths, _, thresholds = column_strengths(point, nu)
     gradients = 2 * point.loadings / point.fisher.psi[:, None]
     slopes = jnp.einsum("dk,qdk->qk", gradients, solutions) / jnp.where(variances > 0, variances, 1)[:, None]
     room = (strengths - thresholds)[None] / jnp.where(slopes > 0, slopes, 1)

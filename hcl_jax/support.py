@@ -22,7 +22,8 @@ from hcl_jax.structure import Hierarchy, Structure
 CG_TOLERANCE, CG_STEPS = 1e-6, 300
 STEP_TOLERANCE, STEP_CG_STEPS = 1e-3, 50  # of the solves on the way to the maximum
 DECREMENT = 1e-4  # twice the log-likelihood still to gain at which the maximum is reached: a hundredth of a standard error
-SCORING_STEPS, ROUNDS = 60, 20
+SCORING_STEPS = 60
+SOLVES_TOGETHER = 16
 EDGE_QUANTILE = 2.02  # the 99 % quantile of the Tracy–Widom law of real matrices
 
 Quantity = Callable[[Float[Array, "d K"]], Float[Array, " q"]]
@@ -135,14 +136,14 @@ def _squares(point: Point) -> Float[Array, "M K"]:
     return pool(point.loadings**2 / point.fisher.psi[:, None], point.fisher.hierarchy, "view")
 
 
-def weak_columns(point: Point, nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
-    """(λ_k, what it must exceed) for columns in principal axes: the strength that noise of as many features makes, and as many
-    standard errors as it then has of its own; they are larger beside strong columns of the same view."""
+def column_strengths(point: Point, nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"], Float[Array, " K"]]:
+    """(λ_k, the strength that noise of as many features makes, what λ_k must exceed) for columns in principal axes: that, and as
+    many of λ_k's standard errors as it is of its own; they are larger where columns are hard to tell from others."""
     dims = jnp.asarray(point.fisher.hierarchy.dims, point.loadings.dtype)
     edge = noise_edge(nu, jnp.maximum(dims @ point.support.astype(dims.dtype), 1)) / nu - 1
     strengths = lambda F: jnp.sum(F**2 / point.fisher.psi[:, None], axis=0)  # noqa: E731
     values, variances, _ = moments(point, nu, strengths)
-    return values, jnp.maximum(edge, edge * jnp.sqrt(nu / 2) / (1 + edge) * jnp.sqrt(variances))
+    return values, edge, jnp.maximum(edge, edge * jnp.sqrt(nu / 2) / (1 + edge) * jnp.sqrt(variances))
 
 
 def _weak_blocks(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
@@ -158,10 +159,14 @@ def _weak_blocks(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
 
 
 def _to_drop(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
-    """What noise alone could have made: blocks first, since they may turn a shared column into a private one; then columns."""
+    """What noise alone could have made: blocks first, since they may turn a shared column into a private one; then columns no
+    stronger than noise; then the weakest of those that are uncertain, since without it the others may not be."""
     blocks = _weak_blocks(point, nu)
-    strengths, thresholds = weak_columns(point, nu)
-    return jnp.where(blocks.any(), blocks, point.support & (strengths < thresholds)[None])
+    strengths, edges, thresholds = column_strengths(point, nu)
+    present = point.support.any(axis=0)
+    noise, ratios = present & (strengths < edges), jnp.where(present, strengths / thresholds, jnp.inf)
+    columns = jnp.where(noise.any(), noise, (ratios < 1) & (ratios == ratios.min()))
+    return jnp.where(blocks.any(), blocks, point.support & columns[None])
 
 
 @compiled
@@ -191,7 +196,7 @@ def supported_point(
     support = pool(F**2, hierarchy, "view") > 0
     first = _point(covariance, hierarchy, kind, F, noise, support)
     state = (first, jnp.zeros_like(support), jnp.array(False), jnp.array(0))
-    go_on = lambda s: (s[1].any() | (s[3] == 0)) & (s[3] < ROUNDS)  # noqa: E731
+    go_on = lambda s: (s[1].any() | (s[3] == 0)) & (s[3] <= 2 * hierarchy.n_factors)  # noqa: E731
     at, drop, reached, _ = jax.lax.while_loop(go_on, dropped, state)
     return at, reached & ~drop.any()
 
@@ -209,7 +214,8 @@ def moments(
         residual = jnp.linalg.norm(jnp.where(point.rows, left[0], 0) - right[0])
         return jnp.sum(right[0] * V) / nu, V / nu, residual <= 1e-3 * jnp.linalg.norm(right[0])
 
-    variances, solutions, reached = jax.lax.map(solved, jnp.eye(values.shape[0], dtype=values.dtype))
+    directions = jnp.eye(values.shape[0], dtype=values.dtype)
+    variances, solutions, reached = jax.lax.map(solved, directions, batch_size=SOLVES_TOGETHER)
     return values, jnp.maximum(variances, 0), (solutions, reached)
 
 
