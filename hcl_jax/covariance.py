@@ -151,6 +151,12 @@ class SampleCovariance(eqx.Module):
             return eqx.tree_at(lambda S: S.matrix, self, self.matrix / root / root), root
         return eqx.tree_at(lambda S: S.data, self, self._rows / root), root
 
+    def divided_by(self, scale: Float[Array, " d"]) -> "SampleCovariance":
+        """The covariance of the features in units of their own: S_ij/(scale_i scale_j)."""
+        if self.matrix is not None:
+            return SampleCovariance(self.matrix / scale[:, None] / scale[None, :], n=self.n)
+        return SampleCovariance(data=self._rows / scale[None, :], n=self.n)
+
     @property
     def nu(self) -> Float[Array, ""]:
         """ν = n − 1, the degrees of freedom."""

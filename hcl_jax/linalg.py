@@ -17,6 +17,11 @@ def top_eigenpairs_of(matrix: Float[Array, "d d"], k: int) -> tuple[Float[Array,
     return values[::-1][:k], vectors[:, ::-1][:, :k]
 
 
+def principal_axes(columns: Float[Array, "d k"]) -> Float[Array, "k k"]:
+    """The rotation after which the columns are orthogonal, the longest first: right singular vectors."""
+    return top_eigenpairs_of(columns.T @ columns, columns.shape[1])[1]
+
+
 def spd_inverse(matrix: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, ""]]:
     """(A⁻¹, log det A) of a symmetric positive definite A, by Cholesky; NaN where it is not positive definite."""
     lower = jnp.linalg.cholesky(matrix)
@@ -75,15 +80,14 @@ def leading_left_vectors(matrix: Float[Array, "q p"], k: int) -> Float[Array, "q
     """The leading k left singular vectors, by the Gram matrix of the smaller side."""
     q, p = matrix.shape
     if q <= p:
-        return jnp.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :k]
-    return jnp.linalg.qr(matrix @ jnp.linalg.eigh(matrix.T @ matrix)[1][:, ::-1][:, :k])[0]
+        return top_eigenpairs_of(matrix @ matrix.T, k)[1]
+    return jnp.linalg.qr(matrix @ principal_axes(matrix)[:, :k])[0]
 
 
 def improved_left_vectors(matrix: Float[Array, "q p"], vectors: Float[Array, "q k"]) -> Float[Array, "q k"]:
     """The best left vectors in the span of [V, MMᵀV], one Rayleigh–Ritz step: they capture no less of M than V does."""
     basis = jnp.linalg.qr(jnp.concatenate([vectors, matrix @ (matrix.T @ vectors)], axis=1))[0]
-    inner = matrix.T @ basis
-    return basis @ jnp.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, : vectors.shape[1]]
+    return basis @ principal_axes(matrix.T @ basis)[:, : vectors.shape[1]]
 
 
 class Anderson(NamedTuple):

@@ -8,7 +8,7 @@ Responses that are classes need the rows: `softmax_regression`.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS
 from hcl_jax.linalg import least_squares_map
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_matrix, by_feature
 
 PROJECTED = 3  # a status beside those of `Estimate`
 EIGENVALUE_FLOOR = 1e-2
@@ -35,11 +36,18 @@ def least_squares_scores(loadings: Float[Array, "d K"]) -> Float[Array, "d K"]:
     return least_squares_map(loadings, PRUNED)
 
 
-def posterior_mean_scores(loadings: Float[Array, "d K"], noise_variance: Float[Array, ""]) -> Float[Array, "d K"]:
-    """Λ(ΛᵀΛ + σ²I)⁻¹: the map of rows x to E[z|x]. y regressed on these needs no debiasing: E[y|x] = βᵀE[z|x]."""
-    gram = loadings.T @ loadings
-    core = gram + noise_variance * jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(core, lower=True), loadings.T).T
+def posterior_mean_scores(loadings: Any, noise_variance: Any) -> Float[Array, "d K"]:
+    """Ψ⁻¹Λ(ΛᵀΨ⁻¹Λ + I)⁻¹: the map of rows x to E[z|x]. y regressed on these needs no debiasing: E[y|x] = βᵀE[z|x].
+
+    Ψ = diag(ψ) for a vector of one noise variance a feature. For one number, σ²I, it is Λ(ΛᵀΛ + σ²I)⁻¹, least squares where σ² is
+    0. Raises `ValueError` that names the argument for a vector of another length, and for values of ψ that are not positive.
+    """
+    L = as_matrix(loadings, "loadings")
+    shared = jnp.ndim(noise_variance) == 0
+    psi = by_feature(noise_variance, L.shape[0], L.dtype, positive=not shared)
+    scaled = L if shared else L / psi[:, None]
+    core = L.T @ scaled + (psi[0] if shared else 1) * jnp.eye(L.shape[1], dtype=L.dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(core, lower=True), scaled.T).T
 
 
 class FoldMoments(eqx.Module):
@@ -393,6 +401,11 @@ def check_classes(scores: Array, labels: Array, n_classes: int, n_folds: int) ->
         raise ValueError("scores: holds NaN or infinite values; expected finite numbers")
 
 
+def fold_of_rows(key: Key[Array, ""], n: int, n_folds: int) -> Int[Array, " n"]:
+    """The fold of each row, 0 … n_folds − 1: nearly equal in size, shuffled by `key`."""
+    return jr.permutation(key, jnp.arange(n) % n_folds)
+
+
 def softmax_regression(
     scores: Float[Array, "n K"],
     labels: Array,
@@ -404,28 +417,44 @@ def softmax_regression(
     rule: Rule = "min",
     n_penalties: int = 15,
     max_steps: int = 300,
+    fold_scores: Float[Array, "F n K"] | None = None,
 ) -> Classifier:
     """Multinomial logistic regression with a ridge penalty, (μ/2)‖B‖_F², or, where a hierarchy is given, the group penalty
     λ Σ_s √r_s ‖B_s‖_F over its structures.
 
     The penalty is chosen by the log loss of folds shuffled by `key`, along a warm-started path. Accelerated steps under the bound
     of Böhning (1992) on the curvature, ½ZᵀZ/n; for ridge in the principal axes of the scores, where that bound is diagonal.
+
+    Scores that were learned from the labels look better on the rows that they were learned from than on others. `fold_scores` are
+    then, for each of the folds `fold_of_rows(key, n, n_folds)`, the scores of all rows from a representation that was fitted
+    without the rows of that fold: the penalty is chosen on these, and the result is fitted to `scores`.
+
     Raises `ValueError` for labels of the wrong type or range, a single class, fewer rows than folds, or scores that are not
     finite.
     """
     check_classes(scores, labels, n_classes, n_folds)
+    if fold_scores is not None and fold_scores.shape != (n_folds, *scores.shape):
+        raise ValueError(f"fold_scores: has shape {fold_scores.shape}; expected {(n_folds, *scores.shape)}, scores by fold")
     n, dtype = scores.shape[0], scores.dtype
-    fold = jr.permutation(key, jnp.arange(n) % n_folds)
+    fold = fold_of_rows(key, n, n_folds)
     kept = jnp.concatenate([jnp.ones((1, n), dtype), (fold[None, :] != jnp.arange(n_folds)[:, None]).astype(dtype)])
-    mean = scores.mean(axis=0)
-    centred = scores - mean[None, :]
-    variances, axes = jnp.linalg.eigh(centred.T @ centred / n)
-    variances = jnp.maximum(variances, 0)
-    Z = centred @ axes if hierarchy is None else centred
     targets = jax.nn.one_hot(labels, n_classes, dtype=dtype)
-    top = _positive(variances[-1])
 
-    def loss_gradient(B, intercept, weights):
+    def rotated(scores):
+        """(mean, axes, variances, centred scores): in their principal axes for ridge."""
+        mean = scores.mean(axis=0)
+        centred = scores - mean[None, :]
+        variances, axes = jnp.linalg.eigh(centred.T @ centred / n)
+        return mean, axes, jnp.maximum(variances, 0), centred @ axes if hierarchy is None else centred
+
+    mean, axes, variances, Z = rotated(scores)
+    top = _positive(variances[-1])
+    own, sets, spreads = None, Z, variances  # own: the axis of scores that each set of training rows has for itself
+    if fold_scores is not None:
+        _, _, fold_variances, fold_Z = jax.lax.map(rotated, fold_scores)
+        own, sets, spreads = 0, jnp.concatenate([Z[None], fold_Z]), jnp.concatenate([variances[None], fold_variances])
+
+    def loss_gradient(Z, B, intercept, weights):
         probabilities = jax.nn.softmax(Z @ B + intercept[None, :], axis=1)
         residual = (probabilities - targets) * (weights / weights.sum())[:, None]
         return Z.T @ residual, residual.sum(axis=0)
@@ -437,19 +466,19 @@ def softmax_regression(
     else:
         groups = group_index(hierarchy)
         sizes = jnp.sqrt(jnp.asarray(np.bincount(groups), dtype))
-        gradient, _ = loss_gradient(jnp.zeros((Z.shape[1], n_classes), dtype), jnp.log(targets.mean(axis=0) + 1e-12), kept[0])
+        gradient, _ = loss_gradient(Z, jnp.zeros((Z.shape[1], n_classes), dtype), jnp.log(targets.mean(axis=0) + 1e-12), kept[0])
         largest = jnp.max(_group_norms(jnp.linalg.norm(gradient, axis=1), groups) / sizes)
         penalties = largest * jnp.logspace(0, -3, n_penalties, dtype=dtype)
 
-    def solve(weights, start, penalty):
+    def solve(Z, variances, weights, start, penalty):
         def step(both):
             B, intercept = both[:-1], both[-1]
-            slope, intercept_slope = loss_gradient(B, intercept, weights)
+            slope, intercept_slope = loss_gradient(Z, B, intercept, weights)
             intercept = intercept - 2 * intercept_slope / slack
             if hierarchy is None:
                 curvature = slack * variances / 2 + penalty
                 return jnp.concatenate([B - (slope + penalty * B) / curvature[:, None], intercept[None, :]])
-            curvature = slack * top / 2
+            curvature = slack * _positive(variances[-1]) / 2
             moved = B - slope / curvature
             shrunk = shrink_groups(jnp.linalg.norm(moved, axis=1), penalty * sizes / curvature, groups)
             length = jnp.linalg.norm(moved, axis=1)
@@ -458,12 +487,14 @@ def softmax_regression(
         return _accelerated(step, start, 1e-5, max_steps)
 
     def along(starts, penalty):
-        both, converged = jax.vmap(solve, in_axes=(0, 0, None))(kept, starts, penalty)
+        both, converged = jax.vmap(solve, in_axes=(own, own, 0, 0, None))(sets, spreads, kept, starts, penalty)
         return both, (both, converged[0])
 
     start = jnp.zeros((n_folds + 1, Z.shape[1] + 1, n_classes), dtype)
     _, (path, converged) = jax.lax.scan(along, start, penalties)
-    logits = jnp.einsum("nk,lfkc->lfnc", Z, path[:, 1:, :-1]) + path[:, 1:, None, -1]
+    coefficients, intercepts = path[:, 1:, :-1], path[:, 1:, None, -1]
+    products = "nk,lfkc->lfnc" if own is None else "fnk,lfkc->lfnc"
+    logits = jnp.einsum(products, sets if own is None else sets[1:], coefficients) + intercepts
     losses = -jnp.sum(jax.nn.log_softmax(logits, axis=-1) * targets[None, None], axis=-1)
     held = 1 - kept[1:]
     errors = jnp.sum(losses * held[None], axis=-1) / held.sum(axis=1)[None, :]

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
+    check_options,
     check_view_ranks,
     given_ranks,
     joint_then_individual,
@@ -22,7 +23,7 @@ from hcl_jax.baselines.linear import (
     stack_views,
 )
 from hcl_jax.compiled import compiled
-from hcl_jax.linalg import spectral_norm
+from hcl_jax.linalg import spectral_norm, top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
@@ -48,13 +49,10 @@ class AjiveConfig:
     wedin_percentile: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.ranks not in ("given", "given_joint", "selected"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given', 'given_joint' or 'selected'")
+        check_options(self, choices={"ranks": ("given", "given_joint", "selected")}, least={"n_draws": 1})
         if self.signal_ranks is not None and min(self.signal_ranks, default=1) < 1:
             raise ValueError(f"signal_ranks: are {self.signal_ranks}; expected positive integers")
         check_given_ranks(self.joint_rank, self.individual_ranks)
-        if self.n_draws < 1:
-            raise ValueError(f"n_draws: is {self.n_draws}; expected at least 1")
         for name in ("random_percentile", "wedin_percentile"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name}: is {getattr(self, name)}; expected a number from 0 to 100")
@@ -172,8 +170,8 @@ def _ranks(hierarchy: Hierarchy, config: AjiveConfig, n: int) -> tuple[tuple[int
 def signal_of(Z: Float[Array, "n p"], t: int) -> Signal:
     """The singular value decomposition, by the Gram matrix of the smaller side."""
     n, p = Z.shape
-    values, vectors = jnp.linalg.eigh(Z.T @ Z if p <= n else Z @ Z.T)
-    roots, vectors = jnp.sqrt(jnp.maximum(values[::-1], 0)), vectors[:, ::-1][:, :t]
+    values, vectors = top_eigenpairs_of(Z.T @ Z if p <= n else Z @ Z.T, min(n, p))
+    roots, vectors = jnp.sqrt(jnp.maximum(values, 0)), vectors[:, :t]
     inverse = jnp.where(roots[:t] > 0, 1 / jnp.where(roots[:t] > 0, roots[:t], 1), 0)
     other = (Z @ vectors if p <= n else Z.T @ vectors) * inverse[None, :]
     U, W = (other, vectors) if p <= n else (vectors, other)
@@ -185,8 +183,7 @@ def _common_directions(
 ) -> tuple[Float[Array, "n r"], Float[Array, " r"], Float[Array, "d r"]]:
     """(C, σ², B): the leading left singular vectors of [U_1 … U_M], squared singular values, and B with C = X B."""
     stacked = jnp.concatenate([signal.U for signal in signals], axis=1)
-    squares, right = jnp.linalg.eigh(stacked.T @ stacked)
-    squares, right = squares[::-1][:width], right[:, ::-1][:, :width]
+    squares, right = top_eigenpairs_of(stacked.T @ stacked, width)
     right = right / jnp.sqrt(jnp.where(squares > 0, squares, 1))[None, :]
     edges = np.cumsum([0, *(signal.values.size for signal in signals)])
     blocks = []

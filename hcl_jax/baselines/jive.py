@@ -17,6 +17,7 @@ from hcl_jax.alignment import align_globally
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
+    check_options,
     check_view_ranks,
     given_ranks,
     joint_then_individual,
@@ -32,6 +33,7 @@ from hcl_jax.linalg import (
     largest_roots,
     leading_left_vectors,
     least_squares_map,
+    principal_axes,
     singular_values,
 )
 from hcl_jax.structure import Hierarchy
@@ -79,19 +81,15 @@ class JiveConfig:
     scale_views: bool = True
 
     def __post_init__(self) -> None:
-        if self.ranks not in ("given", "permutation", "bic"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given', 'permutation' or 'bic'")
-        if self.start not in ("shared", "zero", "r.jive"):
-            raise ValueError(f"start: is {self.start!r}; expected 'shared', 'zero' or 'r.jive'")
+        check_options(
+            self,
+            choices={"ranks": ("given", "permutation", "bic"), "start": ("shared", "zero", "r.jive")},
+            positive=("tolerance", "round_tolerance"),
+            least={"max_steps": 1, "n_permutations": 1, "max_rounds": 1},
+        )
         check_given_ranks(self.joint_rank, self.individual_ranks)
-        for name in ("tolerance", "round_tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected a positive number")
         if not 0 < self.level < 1:
             raise ValueError(f"level: is {self.level}; expected a number between 0 and 1")
-        for name in ("max_steps", "n_permutations", "max_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected at least 1")
 
 
 class _Parts(NamedTuple):
@@ -394,8 +392,7 @@ def _accelerate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Ar
     start = _Search(parts, infinite, (joint, *vectors), V_J, V_J, jnp.array(True), memory, infinite)
     end = lax.while_loop(unfinished, step, start)
     V, L = end.parts.joint, end.parts.joint_loadings
-    turn = jnp.linalg.eigh(L.T @ L)[1][:, ::-1]  # to singular vectors of the joint part, largest first
-    V, L = problem.block(core, V @ turn, 0)
+    V, L = problem.block(core, V @ principal_axes(L), 0)  # singular vectors of the joint part
     return end.parts._replace(joint=V, joint_loadings=L), end.change
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_with_response
+from hcl_jax.baselines.linear import LinearFit, check_options, stack_with_response
 from hcl_jax.baselines.slide import (
     canonical_columns,
     centre_and_scale,
@@ -73,25 +73,16 @@ class MmflConfig:
     accelerate: bool = True
 
     def __post_init__(self) -> None:
-        for name, choices in {
-            "task": ("regression", "classification"),
-            "oos": ("eq11", "ls"),
-            "solver": ("alternating", "alm"),
-        }.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name}: is {value!r}; expected one of {', '.join(map(repr, choices))}")
+        check_options(
+            self,
+            choices={"task": ("regression", "classification"), "oos": ("eq11", "ls"), "solver": ("alternating", "alm")},
+            positive=("mu", "tolerance"),
+            least={"folds": 2, "max_steps": 1},
+        )
         if not _values(self.lam) or not all(lam > 0 for lam in _values(self.lam)):
             raise ValueError(f"lam: is {self.lam}; expected a positive number, or a tuple of them")
         if not _values(self.gamma) or not all(gamma >= 0 for gamma in _values(self.gamma)):
             raise ValueError(f"gamma: is {self.gamma}; expected a number of at least 0, or a tuple of them")
-        if not self.mu > 0:
-            raise ValueError(f"mu: is {self.mu}; expected a positive number")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"tolerance: is {self.tolerance}; expected a positive number")
-        for name, least in {"folds": 2, "max_steps": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected at least {least}")
 
     @property
     def weights(self) -> tuple[tuple[float, float], ...]:

@@ -25,10 +25,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.baselines.linear import LinearFit, check_options, stack_views
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import inverse_root, least_squares_map, singular_values, triangle
+from hcl_jax.linalg import inverse_root, leading_left_vectors, least_squares_map, singular_values, top_eigenpairs_of, triangle
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
@@ -73,16 +73,12 @@ class SlideConfig:
     def __post_init__(self) -> None:
         if self.ranks == "bcv" and not self.scale_views:
             raise ValueError("scale_views: is False; expected True with ranks='bcv', whose folds are scaled by view")
-        if self.ranks not in ("given", "bcv"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given' or 'bcv'")
-        for name, least in {"max_steps": 1, "path_max_steps": 1, "n_penalties": 1, "width": 2}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: is {value}; expected at least {least}")
-        for name in ("tolerance", "path_tolerance", "fold_tolerance", "smallest_penalty"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: is {value}; expected a positive number")
+        check_options(
+            self,
+            choices={"ranks": ("given", "bcv")},
+            positive=("tolerance", "path_tolerance", "fold_tolerance", "smallest_penalty"),
+            least={"max_steps": 1, "path_max_steps": 1, "n_penalties": 1, "width": 2},
+        )
         if len(self.folds) != 2 or min(self.folds) < 2:
             raise ValueError(f"folds: is {self.folds}; expected two numbers, of row and of column folds, each at least 2")
 
@@ -154,11 +150,11 @@ def leading_loadings(Z: Float[Array, "n d"], width: int) -> Float[Array, "d widt
     n, d = Z.shape
     rank = min(n, d, width)
     if n >= d:
-        values, vectors = jnp.linalg.eigh(Z.T @ Z)
+        values, vectors = top_eigenpairs_of(Z.T @ Z, rank)
         found = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
     else:
-        found = Z.T @ jnp.linalg.eigh(Z @ Z.T)[1]
-    return jnp.pad(found[:, ::-1][:, :rank], ((0, 0), (0, width - rank)))
+        found = Z.T @ leading_left_vectors(Z, rank)
+    return jnp.pad(found, ((0, 0), (0, width - rank)))
 
 
 def centre_and_scale(

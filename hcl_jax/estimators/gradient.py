@@ -8,7 +8,15 @@ from jaxtyping import Array, Float
 
 from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, check_problem, finished, scale_equivariant, squared_scale, stopping_tolerance
+from hcl_jax.estimators.estimate import (
+    Estimate,
+    check_problem,
+    finished,
+    named,
+    scale_equivariant,
+    squared_scale,
+    stopping_tolerance,
+)
 from hcl_jax.estimators.spectral import least_squares_objective, structured_loadings
 from hcl_jax.structure import Hierarchy
 
@@ -103,6 +111,7 @@ def minimise_masked(
 
 
 @compiled(check=check_problem)
+@named
 @scale_equivariant(squared_scale)
 def hcl_gd(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 2000

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, SampleCovariance, noise_variance
-from hcl_jax.estimators.estimate import Estimate, check_problem, finished
+from hcl_jax.estimators.estimate import Estimate, check_problem, finished, named
 from hcl_jax.estimators.spectral import least_squares_objective
 from hcl_jax.structure import Hierarchy, full_lattice
 
@@ -104,6 +104,7 @@ def _published_loadings(
 
 
 @compiled(check=check_problem)
+@named
 def hcl_svd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-svd-published`: the released HCL_SVD. Its blocks are good, its loadings of one structure are not aligned between
     modalities.
@@ -148,6 +149,7 @@ def published_descent(covariance: SampleCovariance, hierarchy: Hierarchy, start:
 
 
 @compiled(check=check_problem)
+@named
 def hcl_gd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-gd-published`: the released HCL_grad started at the released HCL_SVD. Raises `ValueError` as `hcl_svd_published`
     does."""

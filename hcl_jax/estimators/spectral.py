@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
 from hcl_jax.covariance import noise_variance as mean_of_rest
-from hcl_jax.estimators.estimate import Estimate, check_problem, finished
+from hcl_jax.estimators.estimate import Estimate, check_problem, finished, named
 from hcl_jax.structure import Hierarchy, Structure
 
 
@@ -106,6 +106,7 @@ def structured_loadings(factor: Float[Array, "d K"], hierarchy: Hierarchy) -> Fl
 
 
 @compiled(check=check_problem)
+@named
 def hcl_svd(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-svd`: `structured_loadings` of the best rank-K approximation of S̃ = S − σ̂² I.
 
@@ -119,6 +120,7 @@ def hcl_svd(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
 
 
 @compiled(check=check_problem)
+@named
 def naive_svd_denoised(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`naive-svd-denoised`: top-K eigenpairs of S̃ = S − σ̂² I, clipped at 0. Ignores the hierarchy beyond K."""
     loadings, noise = denoised_factor(covariance, hierarchy.n_factors)
@@ -127,6 +129,7 @@ def naive_svd_denoised(covariance: SampleCovariance, hierarchy: Hierarchy) -> Es
 
 
 @compiled(check=check_problem)
+@named
 def naive_svd(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`naive-svd`: top-K eigenpairs of S itself, as published. Ignores the hierarchy beyond K, and keeps the noise."""
     values, vectors = covariance.top_eigenpairs(hierarchy.n_factors)
