@@ -176,7 +176,7 @@ def _weak_columns(point: Point, nu: Float[Array, ""]) -> tuple[Float[Array, " K"
     """(λ_k, what it must exceed) for columns in principal axes: the strength that noise of as many features makes, and as many
     standard errors as it then has of its own; they are larger beside strong columns of the same view."""
     dims = jnp.asarray(point.fisher.hierarchy.dims, point.loadings.dtype)
-    edge = noise_edge(nu, jnp.maximum(dims @ point.support, 1)) / nu - 1
+    edge = noise_edge(nu, jnp.maximum(dims @ point.support.astype(dims.dtype), 1)) / nu - 1
     strengths = lambda F: jnp.sum(F**2 / point.fisher.psi[:, None], axis=0)  # noqa: E731
     values, variances, _ = _moments(point, nu, strengths)
     return values, jnp.maximum(edge, edge * jnp.sqrt(nu / 2) / (1 + edge) * jnp.sqrt(variances))
