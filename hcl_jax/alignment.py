@@ -35,7 +35,8 @@ def over_structures(
     """function(columns of the first array, columns of the next, …) for every structure, along a new leading axis; structures of
     equal rank as one batch."""
     groups = columns_by_rank(hierarchy)
-    results = [jax.vmap(function)(*(jnp.moveaxis(array[..., columns], -2, 0) for array in arrays)) for _, columns in groups]
+    batches = [tuple(jnp.moveaxis(array[..., columns], -2, 0) for array in arrays) for _, columns in groups]
+    results = [jax.lax.map(lambda batch: function(*batch), batch) for batch in batches]  # no batched LAPACK call: see mapping.py
     return jnp.concatenate(results)[np.argsort(np.concatenate([structures for structures, _ in groups]))]
 
 
@@ -43,6 +44,7 @@ def align_by_structure(estimate: Float[Array, "d K"], target: Float[Array, "d K"
     """The estimate under one rotation per structure, the same for all the structure's modalities."""
     aligned = estimate
     for _, columns in columns_by_rank(hierarchy):
-        batch = jax.vmap(align_globally, in_axes=1, out_axes=1)(estimate[:, columns], target[:, columns])
-        aligned = aligned.at[:, columns].set(batch)
+        pairs = (jnp.moveaxis(estimate[:, columns], 1, 0), jnp.moveaxis(target[:, columns], 1, 0))
+        batch = jax.lax.map(lambda pair: align_globally(*pair), pairs)
+        aligned = aligned.at[:, columns].set(jnp.moveaxis(batch, 0, 1))
     return aligned

@@ -1,5 +1,7 @@
 """Errors of aligned loadings, of predictions and of their coefficients (theory: Sections 4 and 5). Arrays in, scalars out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,8 +85,10 @@ def recovery_errors(
     blocks = _by_modality(by_structure + leak, union), _by_modality(target, union)
     difference = blocks[0] - blocks[1]
     for name, norm in NORMS.items():
-        errors[f"block_{name}"] = over_structures(jax.vmap(norm), union, difference)
-    errors["block_gram_frobenius"] = over_structures(jax.vmap(gram_error), union, *blocks)
+        errors[f"block_{name}"] = over_structures(partial(jax.lax.map, norm), union, difference)
+    errors["block_gram_frobenius"] = over_structures(
+        lambda *pair: jax.lax.map(lambda both: gram_error(*both), pair), union, *blocks
+    )
     return errors
 
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 def pytest_configure(config):
     """Quick tests spend their time in compiling small programs: a third of it is saved where these are not optimised."""
     if config.option.markexpr == "not slow":
-        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 jax.config.update("jax_enable_x64", True)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -28,7 +28,7 @@ limit = {name: jax.jit(function) for name, function in LIMITS.items()}
 
 
 def projected(truth, Z):
-    """(VΛᵀ + ΛVᵀ, τ) of the tangent D = VΛᵀ + ΛVᵀ + diag(τ) nearest to Z in the Fisher form, by dense least squares on Σ^(−½)DΣ^(−½)."""
+    """(VΛᵀ + ΛVᵀ, τ) of the tangent nearest to Z in the Fisher form, by dense least squares on Σ^(−½)DΣ^(−½)."""
     L, hierarchy = np.asarray(truth.loadings), truth.hierarchy
     values, vectors = np.linalg.eigh(np.asarray(truth.covariance()))
     root = (vectors / np.sqrt(values)) @ vectors.T

@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 
 from hcl_jax import Hierarchy
 from hcl_jax.experiments import read_results
-from hcl_jax.real_data import fit_truth, gaussian_log_likelihood, keep_columns, read_truth, truth_bytes
+from hcl_jax.real_data import fit_truth, gaussian_log_likelihood, read_truth, truth_bytes
 from hcl_jax.views import load_views
 from simulations.recovery import PRESETS, main, parse_study
 
@@ -187,17 +187,6 @@ def test_a_kept_truth_is_read_back_unchanged(tmp_path):
     assert {name: value for name, value in vars(again).items() if name != "loadings"} == {
         name: value for name, value in vars(truth).items() if name != "loadings"
     }
-
-
-def test_columns_move_to_the_modalities_that_keep_them():
-    hierarchy = Hierarchy.full((4, 4), 2)
-    loadings = np.where(hierarchy.mask, 1.0, 0.0)
-    loadings[hierarchy.rows(2), 0] = 0  # a shared column that only modality 1 keeps
-    loadings[:, hierarchy.columns((2,))] = 0
-    relevances = np.stack([np.sum(loadings[hierarchy.rows(m)] ** 2, axis=0) for m in (1, 2)])
-    kept, structures = keep_columns(loadings, relevances, hierarchy)
-    assert str(structures) == "12:1,1:3"
-    np.testing.assert_allclose(kept @ kept.T, loadings @ loadings.T)
 
 
 def test_the_gaussian_likelihood_is_that_of_scipy():

@@ -267,7 +267,7 @@ def test_individual_structures_cost_at_least_separate_decompositions():
 def test_variance_explained_is_that_of_the_columns():
     views = draw(THREE)
     fitted = compiled(views, THREE, key=KEY)
-    Z, U, V = standardised(views), np.asarray(fitted.factors), np.asarray(fitted.loadings)
+    Z, U, V = standardised(views), np.asarray(transform(fitted, views)), np.asarray(fitted.loadings)
     table = variance_explained(fitted, views)
     column = THREE.columns((1, 2)).start
     rows = THREE.rows(1)

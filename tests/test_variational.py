@@ -277,7 +277,7 @@ def correlated_problem(seed, correlation, n=150):
 
 
 def test_correlated_columns_of_a_view_are_found_as_such():
-    """A prior of independent columns pulls correlated ones apart; the second stage's does not, and hcl-vb is not behind hcl-ml."""
+    """Independent columns' prior pulls correlated ones apart; the second stage's does not, and keeps up with hcl-ml."""
     errors = {"hcl-vb": [], "hcl-ml": []}
     for seed in range(4):
         truth, S = correlated_problem(seed, 0.9)

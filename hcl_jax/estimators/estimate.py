@@ -82,6 +82,11 @@ def named(estimator: Fit) -> Fit:
     return cast(Fit, run)
 
 
+def without_name(estimate: Estimate) -> Estimate:
+    """The estimate, whatever made it: programs that take it are then compiled once for all methods."""
+    return dataclasses.replace(estimate, method="", noise="shared")
+
+
 def default_tolerance(dtype: DTypeLike, double: float = 1e-8, single: float = 1e-4) -> float:
     """The relative gradient at which to stop: what double, or single, precision can reach."""
     return double if jnp.finfo(dtype).bits == 64 else single

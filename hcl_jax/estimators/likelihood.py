@@ -221,7 +221,8 @@ def maximise_likelihood(
     still = problem.line(at, jnp.zeros_like(start), jnp.zeros_like(at.images), zero[1])
     objective = still.value_and_slope(jnp.zeros((), start.dtype))[0] + start.shape[0] * jnp.log(2 * jnp.pi)
     reported = at.noise[0] if noise == "shared" else spread(at.noise, hierarchy, noise)
-    return finished(at.loadings, reported, at.relative <= tolerance, search.step, objective, noise=noise)
+    on_bound = (at.noise <= 2 * problem.smallest_noise).any()
+    return finished(at.loadings, reported, at.relative <= tolerance, search.step, objective, on_bound=on_bound, noise=noise)
 
 
 def positive_noise(

@@ -76,12 +76,12 @@ def _extract(
     held = factor.at[level.rows].get(mode="fill", fill_value=0)
     if not level.held.all():
         others = jnp.einsum("sm,mkl->skl", jnp.asarray(~level.held, factor.dtype), grams)
-        held = held @ jnp.linalg.eigh(others)[1][:, :, : unseen.max()]  # ascending: what the other modalities see least
+        held = held @ jax.lax.map(jnp.linalg.eigh, others)[1][:, :, : unseen.max()]  # what the others see least
         held = jnp.where((np.arange(held.shape[2]) < unseen[:, None])[:, None, :], held, 0)
     inner = loadings.at[level.rows[:, :, None], level.inside[:, None, :]].get(mode="fill", fill_value=0)
     signs = jnp.asarray(np.repeat([1, -1], [held.shape[2], inner.shape[2]]), factor.dtype)
     rank = level.columns.shape[1]
-    found = jax.vmap(lambda columns: signed_top_factor(columns, signs, rank))(jnp.concatenate([held, inner], axis=2))
+    found = jax.lax.map(lambda columns: signed_top_factor(columns, signs, rank), jnp.concatenate([held, inner], axis=2))
     return loadings.at[level.rows[:, :, None], level.columns[:, None, :]].set(found, mode="drop")
 
 

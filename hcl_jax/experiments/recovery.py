@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
-from hcl_jax.estimators.estimate import Estimate
+from hcl_jax.estimators.estimate import Estimate, without_name
 from hcl_jax.experiments.cell import Cell
 from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
@@ -76,7 +76,7 @@ def draw(
 
 def estimate(method: str, fitted: Hierarchy, covariance: SampleCovariance) -> Estimate:
     """The method's estimate for the hierarchy that it is told."""
-    return estimator(method)(covariance, fitted)
+    return without_name(estimator(method)(covariance, fitted))
 
 
 def errors(fitted: Hierarchy, truth: Truth, loadings: Float[Array, "d K"]) -> Outcome:
