@@ -110,11 +110,17 @@ class _State(NamedTuple):
     step: Int[Array, ""]
 
 
-def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -> _Standardised:
-    """Mean 0 and variance 1 (of n − 1) in the rows that count; constant columns become 0."""
+def _unit_variance(
+    columns: Float[Array, "n e"], counts: Bool[Array, " n"]
+) -> tuple[Float[Array, "n e"], Float[Array, " e"], Float[Array, " e"]]:
+    """(Z, centre, scale): mean 0 and variance 1 (of n − 1) in the rows that count; constant columns become 0."""
     Z, centre, deviation = centred(columns, counts)
     scale = jnp.where(deviation > 0, deviation, 1)
-    Z = Z / scale[None, :]
+    return Z / scale[None, :], centre, scale
+
+
+def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -> _Standardised:
+    Z, centre, scale = _unit_variance(columns, counts)
     core = jnp.linalg.qr(Z, mode="r") if Z.shape[0] > Z.shape[1] else Z
     return _Standardised(core, centre, scale)
 
@@ -415,7 +421,7 @@ def fit(
     everything = _standardise_rows(columns, jnp.ones(n, bool))
     tolerance = default_tolerance(X.dtype, double=1e-7) if config.tolerance is None else config.tolerance
     model, state = _fitted(everything.core, dims, widths, at, eta, config, tolerance, config.max_steps)
-    Z = (columns - everything.centre[None, :]) / everything.scale[None, :]
+    Z, _, _ = _unit_variance(columns, jnp.ones(n, bool))  # to the bit what gave the triangle: Q is its own only then
     factors = model.scores if n <= Z.shape[1] else jnp.linalg.qr(Z)[0] @ model.scores
     used = jnp.any(model.scores != 0, axis=0)
     converged = state.change <= tolerance * jnp.linalg.norm(_weighted(everything.core, eta, 1 - eta))
