@@ -33,7 +33,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not long" --dist worksteal
+	$(BIN)/python -m pytest -m "slow and not long"
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long

@@ -23,7 +23,6 @@ from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance, sample_truth, sampl
 from hcl_jax.estimators.estimate import Estimate, default_tolerance
 from hcl_jax.estimators.likelihood import maximise_likelihood
 from hcl_jax.experiments import configure
-from hcl_jax.fisher import noise_groups
 from measuring import check_known, check_noise_variances, check_rounds, interleaved, restrict_to_cores, run_script, timed
 
 WITHIN = 1e-6  # of the best log-likelihood, a row
@@ -76,10 +75,9 @@ def modalities_of(hierarchy: Hierarchy) -> list[numpy_em.Modality]:
 
 def make_fit(hierarchy: Hierarchy) -> Callable[..., Estimate]:
     """(covariance, start, tolerance, number of steps at most) -> hcl-ml from that start; compiled once for all numbers."""
-    groups = noise_groups(hierarchy, per_modality=False)
 
     def fit(covariance: SampleCovariance, start: Estimate, tolerance: jax.Array, steps: jax.Array) -> Estimate:
-        return maximise_likelihood(covariance, hierarchy, start.loadings, start.noise_variance[None], groups, tolerance, steps)
+        return maximise_likelihood(covariance, hierarchy, start.loadings, start.noise_variance[None], "shared", tolerance, steps)
 
     return jax.jit(fit)
 

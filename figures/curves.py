@@ -1,4 +1,4 @@
-"""From tidy rows to curves: means with Monte Carlo standard errors, log-log slopes, failure counts; and their drawing."""
+"""From tidy rows to curves: averages with Monte Carlo standard errors, log-log slopes, failure counts; and their drawing."""
 
 import textwrap
 from collections.abc import Callable
@@ -8,6 +8,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hcl_jax.experiments import ratios
+from hcl_jax.experiments.cell import number_name, path_name
 from style import LIMIT, MethodStyle, log_axes, method_style, ordered
 
 SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
@@ -16,44 +18,21 @@ DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted
 DEFAULTS |= {"response_noise_variance": 0.1}
 
 
-def error_curves(table: pl.DataFrame, by: tuple[str, ...] = ("n",)) -> pl.DataFrame:
-    """`mean` over the replicates with a finite value and its standard error `sem`, one row for each method and value of `by`.
-
-    The limit is a root mean square, for the squared error is what it bounds.
-    """
-    value, finite = pl.col("value"), pl.col("value").is_finite()
-    groups = table.filter(finite).group_by(*by, "method", maintain_order=True)
-    moments = groups.agg(
-        value.mean().alias("mean"),
-        (value.std() / pl.len().sqrt()).alias("sem"),
-        (value**2).mean().sqrt().alias("root"),
-        ((value**2).std() / pl.len().sqrt()).alias("square_sem"),
-    )
-    limit = pl.col("method") == LIMIT
-    return moments.select(
-        *by,
-        "method",
-        pl.when(limit).then("root").otherwise("mean").alias("mean"),
-        pl.when(limit).then(pl.col("square_sem") / (2 * pl.col("root"))).otherwise("sem").alias("sem"),
-    ).sort(*by)
+def error_curves(table: pl.DataFrame, by: tuple[str, ...] = ("n",), average: str = "rms") -> pl.DataFrame:
+    """The average over the replicates with a finite value (`rms`, as the limit is one, or `mean`) in a column `mean` and its
+    standard error in `sem`, one row for each method and value of `by`."""
+    curves = ratios.averages(ratios.by_replicate(table, by), by)
+    sem = {"rms": "rms_sem", "mean": "sem"}[average]
+    held = curves.filter(pl.col(average).is_not_null())
+    return held.select(*by, "method", pl.col(average).alias("mean"), pl.col(sem).alias("sem")).sort(*by)
 
 
-def over_limit(table: pl.DataFrame) -> pl.DataFrame:
-    """Mean error over the limit of the same draws, by n and method, with the paired standard error of the ratio.
-
-    R = mean(e)/L with L² = mean(l²): a replicate moves R by (e − mean(e))/L − R(l² − L²)/(2L²).
-    """
-    limits = table.filter(pl.col("method") == LIMIT).select("n", "replicate", pl.col("value").alias("limit"))
-    paired = table.filter(pl.col("method") != LIMIT).join(limits, on=["n", "replicate"], maintain_order="left")
-    error, square = pl.col("value"), pl.col("limit") ** 2
-    ratio = error.mean() / square.mean().sqrt()
-    influence = (error - error.mean()) / square.mean().sqrt() - ratio * (square - square.mean()) / (2 * square.mean())
-    finite = paired.filter(error.is_finite() & pl.col("limit").is_finite())
-    return (
-        finite.group_by("n", "method", maintain_order=True)
-        .agg(ratio.alias("mean"), (influence.std() / pl.len().sqrt()).alias("sem"))
-        .sort("n")
-    )
+def over_limit(table: pl.DataFrame, by: tuple[str, ...] = ("n",)) -> pl.DataFrame:
+    """Root mean square error over that of the limit on the same draws, in a column `mean`, its paired standard error in `sem`;
+    one row for each method but the limit and value of `by`."""
+    curves = ratios.over_limit(ratios.by_replicate(table, by), by)
+    held = curves.filter(pl.col("ratio").is_not_null() & ~pl.col("method").is_in(ratios.LIMITS_SHOWN))
+    return held.select(*by, "method", pl.col("ratio").alias("mean"), pl.col("ratio_sem").alias("sem")).sort(*by)
 
 
 def loglog_slope(n: np.ndarray, mean: np.ndarray, sem: np.ndarray) -> tuple[float, float]:
@@ -114,7 +93,8 @@ def setting_title(setting: dict) -> str:
     """What a panel shows: dimensions, ranks and noise, and whatever is not at its default."""
     dims = setting["dims"].replace("x", ", ")
     parts = [f"dims ({dims}), {_ranks(setting)}, $\\sigma^2$ = {setting['noise_variance']:g}"]
-    return "\n".join(parts + [f"{name.replace('_', ' ')} {value}" for name, value in _not_default(setting).items()])
+    others = [f"{name.replace('_', ' ')} {value}" for name, value in _not_default(setting).items()]
+    return "\n".join(parts + [textwrap.fill(other, width=60) for other in others])
 
 
 def _not_default(setting: dict) -> dict:
@@ -133,18 +113,17 @@ def setting_slug(setting: dict) -> str:
     """A file name's part for a setting."""
     other = [str(value) for value in _not_default(setting).values()]
     ranks = _ranks(setting).replace("ranks ", "").replace("rank ", "rank").replace(" ", "-").replace(":", "r")
-    return "_".join([setting["dims"], ranks, f"noise{setting['noise_variance']:g}", *other])
+    return path_name("_".join([setting["dims"], ranks, f"noise{number_name(setting['noise_variance'])}", *other]))
 
 
-def failure_note(table: pl.DataFrame) -> str:
-    """How many replicates stand behind the means, what the bars are, and how many fits did not converge, by method."""
+def failure_note(table: pl.DataFrame, average: str = "Root mean square") -> str:
+    """How many replicates stand behind the averages, what the bars are, and how many fits did not converge, by method."""
     fits = table.select("cell", "method", "replicate", "status").unique()
     counts = fits.group_by("cell", "method").len()["len"]
     low, high = counts.min(), counts.max()
     replicates = f"{low}" if low == high else f"{low} to {high}"
-    limit = "; the limit is a root mean square" if LIMIT in table["method"] else ""
-    lines = [f"Mean ± standard error over {replicates} replicates{limit}."]
-    for status, name in ((1, "Out of steps, kept in the means"), (2, "Non-finite, left out of the means")):
+    lines = [f"{average} ± standard error over {replicates} replicates."]
+    for status, name in ((1, "Out of steps, kept in the averages"), (2, "Non-finite, left out of the averages")):
         failed = {m: fits.filter(pl.col("method") == m) for m in ordered(fits.filter(pl.col("status") == status)["method"])}
         entries = [f"{method_style(m).label} {(rows['status'] == status).sum()} of {len(rows)}" for m, rows in failed.items()]
         lines.append(f"{name}: {', '.join(entries) or 'none'}.")
@@ -161,9 +140,9 @@ def oracle_note(table: pl.DataFrame) -> str:
     return f" {' and '.join(method_style(name).label for name in naive)}: after a rotation onto the truth." if naive else ""
 
 
-def annotate(figure: Figure, table: pl.DataFrame, note: str = "") -> None:
-    """Put the failure counts under the figure, and a note."""
-    text = textwrap.fill(failure_note(table) + note, width=int(20 * figure.get_figwidth()))
+def annotate(figure: Figure, table: pl.DataFrame, note: str = "", average: str = "Root mean square") -> None:
+    """Put what was averaged and the failure counts under the figure, and a note."""
+    text = textwrap.fill(failure_note(table, average) + note, width=int(20 * figure.get_figwidth()))
     figure.supxlabel(text, fontsize=6.5, x=0.01, ha="left")
 
 

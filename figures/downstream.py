@@ -19,9 +19,9 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, setting_title, settings
+from curves import DOWNSTREAM_SETTING, annotate, draw_curves, error_curves, over_limit, setting_title, settings
 from hcl_jax.experiments import read_results
-from hcl_jax.experiments.sweep import check_methods
+from hcl_jax.experiments.methods import check_known
 from style import METRICS, PRINT, Destination, method_style, ordered, panels, regression_style, run_script, save_all
 
 AXES = {"n": "rows for the representation, n", "m": "labelled rows, m"}
@@ -43,9 +43,8 @@ def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: b
     rows_of_panels = [[panel] for panel in axes[0]] if len(groups) == 1 else axes
     for row, metric in zip(rows_of_panels, metrics, strict=True):
         for panel, (setting, group) in zip(row, groups, strict=True):
-            rows = group.filter(pl.col("metric") == metric)
-            rows = beside_limit(rows, metric)
-            draw_curves(panel, error_curves(rows, by=(x,)), slopes=slopes, x=x, style_of=style_of)
+            curves = curves_of(group.filter(pl.col("metric") == metric), x, metric)
+            draw_curves(panel, curves, slopes=slopes, x=x, style_of=style_of)
             label = BESIDE_LIMIT.get(metric, METRICS[metric])
             panel.set(title=f"{setting_title(setting)}\n{other} = {setting[other]:,}", xlabel=AXES[x], ylabel=label)
             if slopes:
@@ -53,19 +52,20 @@ def fig_against(table: pl.DataFrame, x: str, metrics: tuple[str, ...], slopes: b
                 panel.legend(title=heading, title_fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=6)
     if not slopes:
         legend_of_all(figure, [panel for row in axes for panel in row])
-    annotate(figure, table)
+    beside = (
+        " Above the limit: the ratio of root mean squares over replicates, less 1." if set(metrics) & set(BESIDE_LIMIT) else ""
+    )
+    annotate(figure, table, beside, average="Mean")
     return figure
 
 
-def beside_limit(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """RMSE and SMAPE less the Bayes limit of the same replicate, relative to it: truths differ from cell to cell, and methods may
-    have different numbers of replicates. Other metrics as they are; without the limit itself."""
-    others = rows.filter(pl.col("method") != "bayes")
+def curves_of(rows: pl.DataFrame, x: str, metric: str) -> pl.DataFrame:
+    """RMSE and SMAPE by how many per cent they exceed the Bayes limit of the same draws: truths differ from cell to cell, and
+    methods may have different numbers of replicates. Means of other metrics; without the limit itself."""
     if metric not in BESIDE_LIMIT:
-        return others
-    limits = rows.filter(pl.col("method") == "bayes").select("cell", "replicate", pl.col("value").alias("limit"))
-    paired = others.join(limits.unique(["cell", "replicate"]), on=["cell", "replicate"], maintain_order="left")
-    return paired.with_columns((100 * (pl.col("value") / pl.col("limit") - 1)).alias("value"))
+        return error_curves(rows.filter(pl.col("method") != "bayes"), by=(x,), average="mean")
+    above, sem = 100 * (pl.col("mean") - 1), 100 * pl.col("sem")
+    return over_limit(rows, by=(x,)).with_columns(above.alias("mean"), sem.alias("sem"))
 
 
 def legend_of_all(figure: Figure, axes: list[Axes]) -> None:
@@ -98,7 +98,7 @@ def fig_selection(table: pl.DataFrame) -> Figure:
     for spare in flat[len(methods) :]:
         spare.set_axis_off()
     figure.colorbar(image, ax=flat, shrink=0.6, label=METRICS["selected"])
-    annotate(figure, rows, note=" Structures with coefficients are in bold.")
+    annotate(figure, rows, note=" Structures with coefficients are in bold.", average="Mean")
     return figure
 
 
@@ -137,7 +137,7 @@ def main(arguments: Arguments) -> None:
         ["cell", "method", "metric", "structure", "modality", "replicate"], keep="first", maintain_order=True
     )
     if arguments.methods:
-        check_methods(arguments.methods, table["method"].unique(maintain_order=True))
+        check_known(arguments.methods, table["method"].unique(maintain_order=True))
         table = table.filter(pl.col("method").is_in([*arguments.methods, "bayes"]))  # errors are drawn relative to the limit
     save_all(figures(table), arguments)
 

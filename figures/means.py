@@ -1,8 +1,12 @@
-"""Means of a finished sweep as a small table: one row a setting, method, n and metric, with standard error, limit and failures.
+"""Means of a finished sweep as a small table: one row a setting, method, n and metric, with standard error, ratio to the limit
+and failures.
 
     python figures/means.py results/recovery-paper docs/tables/recovery-paper.csv
 
-Metrics by structure or block are averaged within each replicate first. The files under docs/tables are made so.
+`mean` ± `sem` are over replicates; `ratio` ± `ratio_sem` is the root mean square over replicates, `rms`, over that of the limit
+on the same draws, and empty where that is 0. Errors by structure or block enter as the root of their sum of squares over the
+structures or blocks of a replicate, counts and shares (`selected`, `kept_rank`) as their average. The files under docs/tables are
+made so.
 """
 
 import sys
@@ -25,14 +29,15 @@ class Arguments:
 
 
 def mean_table(table: pl.DataFrame) -> pl.DataFrame:
-    """The summary of every metric, numbers to six digits."""
+    """The summary of every metric, results to six digits."""
     summaries = [
         summarise(table, metric).with_columns(pl.lit(metric).alias("metric"))
         for metric in table["metric"].unique(maintain_order=True)
     ]
     optional = {"latent", "sampling", "loadings", "fitted", "support"} & set(table.columns)
     constant = [name for name in optional if table[name].n_unique() == 1]
-    return pl.concat(summaries).drop(constant).with_columns(pl.selectors.float().round_sig_figs(6))
+    results = ("mean", "sem", "rms", "limit", "ratio", "ratio_sem")  # what tells settings apart keeps all its digits
+    return pl.concat(summaries).drop(constant).with_columns(pl.col(results).round_sig_figs(6))
 
 
 def main() -> int:

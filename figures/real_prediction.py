@@ -16,6 +16,7 @@ import polars as pl
 import tyro
 from matplotlib.figure import Figure
 
+from hcl_jax.evaluation import corrected_mean
 from style import PRINT, Destination, method_style, ordered, panels, run_script, save_all
 
 TITLES = {"tcga": "TCGA breast cancer, 5 views\nPAM50 subtype", "digits": "UCI handwritten digits, 6 views\ndigit"}
@@ -30,20 +31,26 @@ def label(method: str) -> str:
     return method_style(representation).label + (", group penalty" if penalty == "group" else "")
 
 
+def corrected_means(table: pl.DataFrame, value: str, by: list[str]) -> pl.DataFrame:
+    """Means of a column over the splits, and in `sem` their standard errors, corrected for what splits share; 0 for one split."""
+    groups = table.group_by(by, maintain_order=True)
+    means = [(*key, *corrected_mean(group[value].to_numpy(), group["test_share"][0])) for key, group in groups]
+    return pl.DataFrame(means, schema=[*by, value, "sem"], orient="row").with_columns(pl.col("sem").fill_nan(0))
+
+
 @mpl.rc_context(PRINT)
 def fig_accuracy(table: pl.DataFrame) -> Figure:
-    """Mean test accuracy of every method with its standard error over the splits, best on top."""
+    """Mean test accuracy of every method with its standard error, corrected for what splits share, best on top."""
     groups = [group for _, group in table.group_by("data", maintain_order=True)]
     figure, axes = panels(1, len(groups), 3.6, 3.4)
     for panel, group in zip(axes[0], groups, strict=True):
-        sem = (pl.col("accuracy").std() / pl.len().sqrt()).alias("sem")
-        means = group.group_by("method").agg(pl.col("accuracy").mean(), sem).sort("accuracy", "method")
+        means = corrected_means(group, "accuracy", ["method"]).sort("accuracy", "method")
         for place, (method, accuracy, error) in enumerate(means.iter_rows()):
             look = method_style(method.partition("+")[0])
             face = "white" if method.endswith("+group") else look.colour
             panel.errorbar(accuracy, place, xerr=error, color=look.colour, marker="o", linestyle="", markerfacecolor=face)
         panel.set_yticks(range(len(means)), [label(method) for method in means["method"]])
-        panel.set(xlabel="test accuracy, mean ± standard error", title=TITLES.get(group["data"][0], group["data"][0]))
+        panel.set(xlabel="test accuracy, mean ± corrected standard error", title=TITLES.get(group["data"][0], group["data"][0]))
         panel.text(0.98, 0.02, f"{group['split'].n_unique()} splits", transform=panel.transAxes, ha="right", fontsize=6.5)
     return figure
 
@@ -54,8 +61,7 @@ def fig_structures(table: pl.DataFrame, top: int = 10) -> Figure:
     groups = [group for _, group in table.group_by("data", maintain_order=True)]
     figure, axes = panels(1, len(groups), 3.6, 2.8)
     for panel, group in zip(axes[0], groups, strict=True):
-        sem = (pl.col("share").std() / pl.len().sqrt()).alias("sem")
-        shares = group.group_by("method", "structure").agg(pl.col("share").mean(), sem)
+        shares = corrected_means(group, "share", ["method", "structure"])
         largest = shares.group_by("structure").agg(pl.col("share").mean()).sort("share", descending=True)["structure"].head(top)
         methods = ordered(shares["method"])
         for offset, method in enumerate(methods):
@@ -64,7 +70,7 @@ def fig_structures(table: pl.DataFrame, top: int = 10) -> Figure:
             panel.errorbar(
                 [place + 0.2 * (offset - (len(methods) - 1) / 2) for place in range(len(largest))],
                 [held[name]["share"] for name in largest],
-                yerr=[held[name]["sem"] or 0 for name in largest],
+                yerr=[held[name]["sem"] for name in largest],
                 color=look.colour,
                 marker=look.marker,
                 linestyle="",

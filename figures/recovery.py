@@ -63,7 +63,7 @@ def fig_global_errors(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_fro
 
 @mpl.rc_context(PRINT)
 def fig_over_limit(table: pl.DataFrame, metrics: tuple[str, ...] = ("gram_frobenius", "procrustes_frobenius")) -> Figure:
-    """Global errors over the limit of the same draws, against n: what is left to gain. Cut off at `CUT`."""
+    """Global errors over the limit of the same draws against n, root mean squares both: what is left to gain. Cut at `CUT`."""
     groups = settings(table.filter(pl.col("fitted") == "true"))
     figure, axes = panels(len(metrics), len(groups), 3.5, 2.6)
     for row, metric in zip(axes, metrics, strict=True):
@@ -151,12 +151,9 @@ def fig_two_to_infinity(table: pl.DataFrame) -> Figure:
 def _spread_ratio(table: pl.DataFrame, scale: float) -> pl.DataFrame:
     """Rows whose value is the ratio of the two norms of one replicate's error, times `scale`."""
     keys = ["n", "method", "replicate"]
-    entries, frobenius = (
-        table.filter(pl.col("metric") == f"procrustes_{norm}").select(*keys, pl.col("value").alias(norm))
-        for norm in ("two_to_infinity", "frobenius")
-    )
-    ratio = scale * pl.col("two_to_infinity") / pl.col("frobenius")
-    return entries.join(frobenius, on=keys, maintain_order="left").with_columns(ratio.alias("value"))
+    entries, frobenius = (table.filter(pl.col("metric") == f"procrustes_{norm}") for norm in ("two_to_infinity", "frobenius"))
+    paired = entries.join(frobenius.select(*keys, pl.col("value").alias("size")), on=keys, maintain_order="left")
+    return paired.with_columns((scale * pl.col("value") / pl.col("size")).alias("value"))
 
 
 @mpl.rc_context(PRINT)

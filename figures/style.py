@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from hcl_jax.experiments import OutputError
+from hcl_jax.experiments.methods import split_noise
 
 LIMIT = "cramer-rao"
 
@@ -74,6 +75,13 @@ REGRESSIONS = {
 }
 """Of REPRESENTATION+REGRESSION: what a label adds, and the line that takes the place of the representation's."""
 
+NOISES = {
+    "shared": ("one noise variance", (0, (2, 2))),
+    "view": ("noise by view", (0, (7, 2))),
+    "feature": ("noise by feature", (0, (7, 2, 1, 2, 1, 2))),
+}
+"""Of ESTIMATOR@NOISE: what a label adds, and the line that takes the place of the estimator's."""
+
 METRICS = {
     "gram_frobenius": r"$\|\hat\Lambda\hat\Lambda^\top - \Lambda\Lambda^\top\|_F$",
     "gram_relative": r"$\|\hat\Lambda\hat\Lambda^\top - \Lambda\Lambda^\top\|_F \,/\, \|\Lambda\Lambda^\top\|_F$",
@@ -122,16 +130,19 @@ PRINT = {
 def method_style(method: str) -> MethodStyle:
     """The method's style; an unknown method is drawn in black under its own name.
 
-    Of REPRESENTATION+REGRESSION the representation says the colour and the marker, and the regression the line. A rank rule, such
-    as in jive-bic, is named in the label.
+    Of REPRESENTATION@NOISE+REGRESSION the representation says the colour and the marker, and the regression, or else the kind of
+    noise, the line. A rank rule, such as in jive-bic, is named in the label.
     """
-    representation, _, regression = method.partition("+")
+    name, noise = split_noise(method)
+    representation, _, regression = name.partition("+")
     known = representation if representation in METHODS else representation.partition("-")[0]
     if known not in METHODS:
         return MethodStyle(method, "#000000", ".")
     style, (addition, line) = METHODS[known], REGRESSIONS.get(regression, (regression, None))
     rule = representation.removeprefix(known).strip("-")
-    return MethodStyle(", ".join(filter(None, [style.label, rule, addition])), style.colour, style.marker, line or style.line)
+    kind, dashes = NOISES.get(noise or "", (noise, None))
+    label = ", ".join(filter(None, [style.label, rule, kind, addition]))
+    return MethodStyle(label, style.colour, style.marker, line or dashes or style.line)
 
 
 REGRESSION_LOOKS = {
@@ -162,7 +173,7 @@ def ordered(methods: Iterable[str]) -> list[str]:
     known, regressions = list(METHODS), list(REGRESSIONS)
 
     def place(method: str) -> tuple[int, int, str]:
-        representation, _, regression = method.partition("+")
+        representation, _, regression = split_noise(method)[0].partition("+")
         first = representation if representation in known else representation.partition("-")[0]
         return (
             known.index(first) if first in known else len(known),

@@ -1,16 +1,19 @@
 """The sample covariance as an operator, its noise variance, and what is left when the noise is taken away (theory: Section 3)."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import as_matrix, as_views, deviations
 
 Rows = slice | np.ndarray
 """Some of the features: a slice, or their numbers."""
@@ -21,18 +24,55 @@ MaskedProduct = Callable[..., Float[Array, "d K"]]
 
 def _seen_columns(matrix: Float[Array, "rows K"], hierarchy: Hierarchy, modality: int) -> Float[Array, "rows seen"]:
     """The columns that a modality sees."""
-    return jnp.concatenate([matrix[:, :0], *(matrix[:, run] for run in hierarchy.active_runs(modality))], axis=1)
+    return matrix[:, hierarchy.active_columns(modality)]
 
 
 def _all_columns(part: Float[Array, "rows seen"], hierarchy: Hierarchy, modality: int) -> Float[Array, "rows K"]:
     """The columns that a modality sees where they stand among all K, and zeros in the others."""
-    pieces, start, used = [], 0, 0
-    for run in hierarchy.active_runs(modality):
-        width = run.stop - run.start
-        pieces += [jnp.zeros((part.shape[0], run.start - start), part.dtype), part[:, used : used + width]]
-        start, used = run.stop, used + width
-    pieces.append(jnp.zeros((part.shape[0], hierarchy.n_factors - start), part.dtype))
-    return jnp.concatenate(pieces, axis=1)
+    seen = hierarchy.modality_mask[modality - 1]
+    place = np.where(seen, np.cumsum(seen) - 1, part.shape[1])
+    return jnp.pad(part, ((0, 0), (0, 1)))[:, place]
+
+
+COVARIANCE_ROUNDING = 1e-3
+"""Share of √(S_ii S_jj) by which S_ij and S_ji may differ, or exceed it: what sums in the low precision of accelerators leave.
+Triangles, differences of covariances and matrices of something else miss by a share of the order of 1."""
+NOISE_ROUNDING = 32
+"""Units of ε and of the mean variance below which a noise variance cannot be told from zero."""
+
+
+def _pair(matrix: np.ndarray, excess: np.ndarray) -> tuple[int, int]:
+    """Where the excess is largest."""
+    i, j = np.unravel_index(np.argmax(excess), matrix.shape)
+    return int(i), int(j)
+
+
+def _check_covariance_matrix(matrix: np.ndarray) -> None:
+    """Raise `ValueError` where a matrix cannot be a covariance: the conditions that cost O(d²), each up to rounding."""
+    variances = matrix.diagonal()
+    if not variances.sum() > 0:
+        raise ValueError(f"matrix: has trace {variances.sum():g}; expected a positive one, the sum of the variances")
+    slack = NOISE_ROUNDING * np.finfo(matrix.dtype).eps * variances.sum()  # a constant feature's covariances are rounding
+    if variances.min() < -slack:
+        i = int(variances.argmin())
+        raise ValueError(
+            f"matrix: has {variances[i]:g} on its diagonal, at ({i}, {i}); expected variances, which are not negative"
+        )
+    scales = np.sqrt(np.maximum(variances, 0))
+    largest = scales[:, None] * scales[None, :]
+    allowed, asymmetry = COVARIANCE_ROUNDING * largest + slack, np.abs(matrix - matrix.T)
+    if (asymmetry > allowed).any():
+        i, j = _pair(matrix, asymmetry - allowed)
+        raise ValueError(
+            f"matrix: has {matrix[i, j]:g} at ({i}, {j}) and {matrix[j, i]:g} at ({j}, {i}); expected a symmetric matrix"
+        )
+    excess = np.abs(matrix) - largest
+    if (excess > allowed).any():
+        i, j = _pair(matrix, excess - allowed)
+        raise ValueError(
+            f"matrix: has {matrix[i, j]:g} at ({i}, {j}) between features of variances {variances[i]:g} and {variances[j]:g}; "
+            f"expected at most {largest[i, j]:g}, the root of their product, as in every covariance"
+        )
 
 
 class SampleCovariance(eqx.Module):
@@ -45,55 +85,59 @@ class SampleCovariance(eqx.Module):
     >>> float(S.nu), S.product(jnp.ones((2, 1))).ravel().tolist()
     (10.0, [4.0, 1.0])
 
-    Raises `ValueError` when `n` is below 2, or when the matrix is not square.
+    Integers become the default float, float16 float32. Raises `ValueError` that names the argument when `n` is below 2; for
+    complex numbers; when the matrix is not square and symmetric, holds NaN or infinite values, has no positive trace, a negative
+    variance, or a covariance above the root of the product of its variances, all up to rounding. (That leaves out matrices
+    whose negative eigenvalues no pair of features shows: finding these costs O(d³).) Values are checked where they are known,
+    outside compiled code.
     """
 
     matrix: Float[Array, "d d"] | None
     data: Float[Array, "rows d"] | None
     n: Float[Array, ""]
 
-    def __init__(
-        self,
-        matrix: Float[Array, "d d"] | None = None,
-        *,
-        n: int | float | Float[Array, ""],
-        data: Float[Array, "rows d"] | None = None,
-    ):
+    def __init__(self, matrix: ArrayLike | None = None, *, n: ArrayLike, data: ArrayLike | None = None):
         if (matrix is None) == (data is None):
             raise ValueError("matrix, data: expected exactly one of the two")
-        held = data if matrix is None else matrix
-        assert held is not None
-        if matrix is not None and (matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]):
-            raise ValueError(f"matrix: has shape {matrix.shape}; expected a square matrix")
-        if not isinstance(n, jax.core.Tracer) and not float(n) >= 2:
-            raise ValueError(f"n: is {float(n):g}; expected at least 2 samples")
-        self.matrix, self.data, self.n = matrix, data, jnp.asarray(n, dtype=held.dtype)
+        name = "data" if matrix is None else "matrix"
+        held = as_matrix(data if matrix is None else matrix, name)
+        if 0 in held.shape or (data is None and held.shape[0] != held.shape[1]):
+            raise ValueError(
+                f"{name}: has shape {held.shape}; expected {'rows × features' if matrix is None else 'a square matrix'}"
+            )
+        if not isinstance(n, jax.core.Tracer) and not 2 <= np.asarray(n).item() < np.inf:
+            raise ValueError(f"n: is {np.asarray(n).item():g}; expected at least 2 samples")
+        if data is None and not isinstance(held, jax.core.Tracer):
+            _check_covariance_matrix(np.asarray(held))
+        self.matrix, self.data = (held, None) if data is None else (None, held)
+        self.n = jnp.asarray(n, dtype=held.dtype)
 
     @classmethod
-    def from_data(cls, views: Sequence[Float[Array, "n _d"]], *, form: str = "auto") -> "SampleCovariance":
-        """The covariance of the samples of all views together, held as the `form` says: `rows` (centred), `matrix`, or `auto`:
-        rows where these are fewer than the features.
+    def from_data(cls, views: Any, *, form: str = "auto") -> "SampleCovariance":
+        """The covariance of the samples of all views together, which are what `as_views` takes, held as the `form` says: `rows`
+        (centred), `matrix`, or `auto`: rows where these are fewer than the features. Under `jit` and `vmap` too.
 
-        Raises `ValueError` that names the view when its number of rows differs from the first view's or a value is not finite,
-        for fewer than two rows, no view, columns that are all constant, or an unknown form.
+        Exact to the rounding of the deviations from the mean, wherever the mean is. Raises `ValueError` as `as_views` does; for
+        fewer than two rows, columns that are all constant, or an unknown form. Values are checked where they are known, outside
+        compiled code.
         """
         if form not in ("auto", "matrix", "rows"):
             raise ValueError(f"form: is {form!r}; expected auto, matrix or rows")
-        if not views:
-            raise ValueError("views: got none; expected at least one array of n rows")
-        n = views[0].shape[0]
-        for number, view in enumerate(views, start=1):
-            if view.ndim != 2 or view.shape[0] != n:
-                raise ValueError(f"views: view {number} has shape {view.shape}; expected {n} rows, as view 1 has")
-            if not bool(jnp.isfinite(view).all()):
-                raise ValueError(f"views: view {number} holds NaN or infinite values; expected finite numbers")
-        stacked = jnp.concatenate([jnp.asarray(view) for view in views], axis=1)
-        centred = stacked - stacked.mean(axis=0, keepdims=True)
-        if n >= 2 and not bool((stacked != stacked[:1]).any()):
-            raise ValueError(f"views: all {stacked.shape[1]} columns are constant; expected some that vary")
-        if form == "rows" or (form == "auto" and n <= stacked.shape[1]):
-            return cls(data=centred, n=n)
-        return cls(centred.T @ centred / (n - 1), n=n)
+        stacked = as_views(views).stacked()
+        n, d = stacked.shape
+        if n < 2:
+            raise ValueError(f"views: have {n} row; expected at least 2")
+        rows, _ = deviations(stacked, jnp.ones(n, bool))
+        if not isinstance(rows, jax.core.Tracer):
+            if not bool(rows.any()):
+                raise ValueError(f"views: all {d} columns are constant; expected some that vary")
+            if not 0 < float(jnp.vdot(rows, rows)) < np.inf:
+                raise ValueError(
+                    f"views: have deviations whose squares leave the range of {rows.dtype}; expected other units or float64"
+                )
+        if form == "rows" or (form == "auto" and n <= d):
+            return cls(data=rows, n=n)
+        return cls(rows.T @ rows / (n - 1), n=n)
 
     def in_unit_scale(self) -> tuple["SampleCovariance", Float[Array, ""]]:
         """(S/c, √c) with c the power of 4 that brings the mean variance to between 1 and 4: exact, and nothing that is computed
@@ -104,8 +148,14 @@ class SampleCovariance(eqx.Module):
         exponent = jnp.where(usable, jnp.floor(jnp.log2(jnp.where(usable, mean, 1)) / 2), 0).astype(jnp.int32)
         root = jnp.ldexp(jnp.ones((), self.dtype), exponent)
         if self.matrix is not None:
-            return SampleCovariance(self.matrix / root / root, n=self.n), root
-        return SampleCovariance(data=self._rows / root, n=self.n), root
+            return eqx.tree_at(lambda S: S.matrix, self, self.matrix / root / root), root
+        return eqx.tree_at(lambda S: S.data, self, self._rows / root), root
+
+    def divided_by(self, scale: Float[Array, " d"]) -> "SampleCovariance":
+        """The covariance of the features in units of their own: S_ij/(scale_i scale_j)."""
+        if self.matrix is not None:
+            return SampleCovariance(self.matrix / scale[:, None] / scale[None, :], n=self.n)
+        return SampleCovariance(data=self._rows / scale[None, :], n=self.n)
 
     @property
     def nu(self) -> Float[Array, ""]:
@@ -194,6 +244,11 @@ class SampleCovariance(eqx.Module):
         )
 
 
+def smallest_noise(covariance: SampleCovariance) -> Float[Array, ""]:
+    """What rounding leaves of a noise variance of zero, for which the likelihood is unbounded: no fit goes below it."""
+    return NOISE_ROUNDING * jnp.finfo(covariance.dtype).eps * covariance.trace() / covariance.n_features
+
+
 class DenoisedCovariance(eqx.Module):
     """S̃ = S − σ̂² I, known through its products."""
 
@@ -234,13 +289,16 @@ class LowRankCovariance(eqx.Module):
 
 
 def noise_variance(covariance: SampleCovariance, top_values: Float[Array, " K"]) -> Float[Array, ""]:
-    """σ̂² = mean of the d − K smallest eigenvalues of S, from its trace and its K largest eigenvalues."""
+    """σ̂² = mean of the d − K smallest eigenvalues of S, from its trace and its K largest eigenvalues; 0 where these leave nothing
+    but rounding."""
     remaining = covariance.n_features - top_values.shape[0]
+    trace = covariance.trace()
     if remaining < 1:
         raise ValueError(
             f"top_values: has {top_values.shape[0]} eigenvalues; expected fewer than the {covariance.n_features} features"
         )
-    return jnp.maximum((covariance.trace() - top_values.sum()) / remaining, 0)
+    left = trace - top_values.sum()
+    return jnp.where(left < NOISE_ROUNDING * jnp.finfo(covariance.dtype).eps * trace, 0, left / remaining)
 
 
 def spiked_signal(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.fisher import FisherOperator, Parameters, noise_groups
+from hcl_jax.fisher import FisherOperator, Parameters
 from hcl_jax.metrics import prediction_errors, recovery_errors
 from hcl_jax.model import ResponseTruth, Truth
 
@@ -16,8 +16,7 @@ def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int =
 
     The projection, in the Fisher form, solves H(V, τ) = −½∇ at the truth: it is one exact Fisher-scoring step from there.
     """
-    groups = noise_groups(truth.hierarchy, per_modality=False)
-    operator = FisherOperator(truth.loadings, truth.noise_variance[None], truth.hierarchy, groups)
+    operator = FisherOperator(truth.loadings, truth.noise_variance, truth.hierarchy, truth.noise)
     right = operator.minus_half_gradient(covariance.product(operator.image()), covariance.variances())
     tolerance = 1e-9 if truth.loadings.dtype == jnp.float64 else 1e-4
     solution = operator.solve(right, tolerance, max_steps)
@@ -47,11 +46,12 @@ def detection(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
     `visible_global`: eigenvalues of G above σ²√(d/ν), the threshold of methods that ignore the zero pattern. `visible_structure`,
     per structure: eigenvalues of Λ_sΛ_sᵀ above σ²√(Σ_{m∈s} d_m/ν).
     """
-    hierarchy, L = truth.hierarchy, truth.loadings
+    hierarchy = truth.hierarchy
+    L, noise, _ = truth.in_equal_noise()
 
     def count(loadings: Array, dim: int) -> Array:
         eigenvalues = jnp.linalg.eigvalsh(loadings.T @ loadings)
-        return jnp.sum(eigenvalues > truth.noise_variance * jnp.sqrt(dim / covariance.nu)).astype(L.dtype)
+        return jnp.sum(eigenvalues > noise * jnp.sqrt(dim / covariance.nu)).astype(L.dtype)
 
     dims = [sum(hierarchy.dims[m - 1] for m in s) for s in hierarchy.structures]
     per_structure = [count(L[:, hierarchy.columns(s)], dim) for s, dim in zip(hierarchy.structures, dims, strict=True)]

@@ -17,6 +17,11 @@ def top_eigenpairs_of(matrix: Float[Array, "d d"], k: int) -> tuple[Float[Array,
     return values[::-1][:k], vectors[:, ::-1][:, :k]
 
 
+def principal_axes(columns: Float[Array, "d k"]) -> Float[Array, "k k"]:
+    """The rotation after which the columns are orthogonal, the longest first: right singular vectors."""
+    return top_eigenpairs_of(columns.T @ columns, columns.shape[1])[1]
+
+
 def spd_inverse(matrix: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, ""]]:
     """(A⁻¹, log det A) of a symmetric positive definite A, by Cholesky; NaN where it is not positive definite."""
     lower = jnp.linalg.cholesky(matrix)
@@ -36,6 +41,26 @@ def least_squares_map(loadings: Float[Array, "d k"], relative_cut: float | None 
     return loadings @ (vectors * inverse[None, :]) @ vectors.T
 
 
+def inverse_root(gram: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, ""]]:
+    """((BᵀB)^(−½), ‖B‖_*) from BᵀB: B times the first is the polar factor of B. Where B has no extent, neither has the factor."""
+    values, vectors = jnp.linalg.eigh(gram)
+    kept = values > gram.shape[0] * jnp.finfo(gram.dtype).eps * values[-1]
+    roots = jnp.where(kept, jnp.sqrt(jnp.where(kept, values, 1)), 0)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, roots, 1), 0)
+    return (vectors * inverse[None, :]) @ vectors.T, roots.sum()
+
+
+def polar_factor(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The orthogonal matrix nearest to a square one, which may be singular."""
+    U, _, Vt = jnp.linalg.svd(matrix)
+    return U @ Vt
+
+
+def triangle(rows: Float[Array, "n d"]) -> Float[Array, "k d"]:
+    """At most d rows with the same inner products of columns."""
+    return rows if rows.shape[0] <= rows.shape[1] else jnp.linalg.qr(rows, mode="r")
+
+
 def largest_roots(gram: Float[Array, "p p"], k: int) -> Float[Array, " k"]:
     """The roots of the k largest eigenvalues of a Gram matrix: singular values of what it is the Gram matrix of."""
     return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1][:k], 0))
@@ -46,19 +71,23 @@ def singular_values(matrix: Float[Array, "q p"], k: int) -> Float[Array, " k"]:
     return largest_roots(matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix, k)
 
 
+def spectral_norm(matrix: Float[Array, "q p"]) -> Float[Array, ""]:
+    """The largest singular value; 0 of an empty matrix."""
+    return jnp.zeros((), matrix.dtype) if 0 in matrix.shape else singular_values(matrix, 1)[0]
+
+
 def leading_left_vectors(matrix: Float[Array, "q p"], k: int) -> Float[Array, "q k"]:
     """The leading k left singular vectors, by the Gram matrix of the smaller side."""
     q, p = matrix.shape
     if q <= p:
-        return jnp.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :k]
-    return jnp.linalg.qr(matrix @ jnp.linalg.eigh(matrix.T @ matrix)[1][:, ::-1][:, :k])[0]
+        return top_eigenpairs_of(matrix @ matrix.T, k)[1]
+    return jnp.linalg.qr(matrix @ principal_axes(matrix)[:, :k])[0]
 
 
 def improved_left_vectors(matrix: Float[Array, "q p"], vectors: Float[Array, "q k"]) -> Float[Array, "q k"]:
     """The best left vectors in the span of [V, MMᵀV], one Rayleigh–Ritz step: they capture no less of M than V does."""
     basis = jnp.linalg.qr(jnp.concatenate([vectors, matrix @ (matrix.T @ vectors)], axis=1))[0]
-    inner = matrix.T @ basis
-    return basis @ jnp.linalg.eigh(inner.T @ inner)[1][:, ::-1][:, : vectors.shape[1]]
+    return basis @ principal_axes(matrix.T @ basis)[:, : vectors.shape[1]]
 
 
 class Anderson(NamedTuple):

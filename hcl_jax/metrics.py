@@ -1,18 +1,17 @@
 """Errors of aligned loadings, of predictions and of their coefficients (theory: Sections 4 and 5). Arrays in, scalars out."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hcl_jax.alignment import align_by_structure, align_globally, procrustes_rotation
+from hcl_jax.alignment import align_by_structure, align_globally, over_structures, procrustes_rotation
+from hcl_jax.compiled import compiled
+from hcl_jax.linalg import spectral_norm, triangle
 from hcl_jax.model import ResponseTruth
 from hcl_jax.structure import Hierarchy
-
-
-def spectral_norm(matrix: Float[Array, "a b"]) -> Float[Array, ""]:
-    """The largest singular value."""
-    small = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(small)[-1], 0))
 
 
 def frobenius_norm(matrix: Float[Array, "a b"]) -> Float[Array, ""]:
@@ -32,33 +31,29 @@ def gram_error(estimate: Float[Array, "d a"], target: Float[Array, "d b"]) -> Fl
     """‖AAᵀ − BBᵀ‖_F as ‖R diag(I, −I) Rᵀ‖_F with [A B] = QR: O(d(a+b)²), and no digits lost to cancellation."""
     both = jnp.concatenate([estimate, target], axis=1)
     signs = jnp.where(jnp.arange(both.shape[1]) < estimate.shape[1], 1, -1).astype(both.dtype)
-    R = jnp.linalg.qr(both, mode="r") if both.shape[0] > both.shape[1] else both
+    R = triangle(both)
     return frobenius_norm((R * signs[None, :]) @ R.T)
 
 
 def place_columns(loadings: Float[Array, "d K"], hierarchy: Hierarchy, into: Hierarchy) -> Float[Array, "d K2"]:
     """The same loadings in the columns of a hierarchy that holds theirs, zero columns where it has more."""
-    placed = jnp.zeros((loadings.shape[0], into.n_factors), loadings.dtype)
-    for s in hierarchy.structures:
-        start = into.columns(s).start
-        placed = placed.at[:, start : start + hierarchy.rank(s)].set(loadings[:, hierarchy.columns(s)])
-    return placed
+    starts = [into.columns(s).start for s in hierarchy.structures]
+    columns = np.concatenate([start + np.arange(rank) for start, (_, rank) in zip(starts, hierarchy.ranks, strict=True)])
+    return jnp.zeros((loadings.shape[0], into.n_factors), loadings.dtype).at[:, columns].set(loadings)
 
 
 def _has_zero_pattern(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Array:
     return jnp.all(jnp.where(hierarchy.mask, 0, loadings) == 0)
 
 
-def _per_structure(error, estimate, target, hierarchy: Hierarchy) -> Float[Array, " structures"]:
-    columns = [hierarchy.columns(s) for s in hierarchy.structures]
-    return jnp.stack([error(estimate[:, c], target[:, c]) for c in columns])
+def _by_modality(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "M rows K"]:
+    """The rows of every modality, with rows of zeros, which no norm sees, where it has fewer than another."""
+    longest = max(hierarchy.dims)
+    blocks = [loadings[hierarchy.rows(m)] for m in hierarchy.modalities]
+    return jnp.stack([jnp.pad(block, ((0, longest - block.shape[0]), (0, 0))) for block in blocks])
 
 
-def _per_block(error, estimate, target, hierarchy: Hierarchy) -> Float[Array, "structures M"]:
-    rows = [hierarchy.rows(m) for m in hierarchy.modalities]
-    return jnp.stack([_per_structure(error, estimate[r], target[r], hierarchy) for r in rows], axis=1)
-
-
+@compiled
 def recovery_errors(
     loadings_hat: Float[Array, "d K_hat"], hierarchy_hat: Hierarchy, loadings: Float[Array, "d K"], hierarchy: Hierarchy
 ) -> dict[str, Array]:
@@ -86,10 +81,14 @@ def recovery_errors(
     gram = gram_error(loadings_hat, loadings)
     errors = {f"procrustes_{name}": norm(aligned - target) for name, norm in NORMS.items()}
     errors |= {"gram_frobenius": gram, "gram_relative": gram / frobenius_norm(loadings.T @ loadings)}
-    errors["structure_gram_frobenius"] = _per_structure(gram_error, masked, target, union)
+    errors["structure_gram_frobenius"] = over_structures(gram_error, union, masked, target)
+    blocks = _by_modality(by_structure + leak, union), _by_modality(target, union)
+    difference = blocks[0] - blocks[1]
     for name, norm in NORMS.items():
-        errors[f"block_{name}"] = _per_block(lambda a, b, norm=norm: norm(a - b), by_structure + leak, target, union)
-    errors["block_gram_frobenius"] = _per_block(gram_error, by_structure + leak, target, union)
+        errors[f"block_{name}"] = over_structures(partial(jax.lax.map, norm), union, difference)
+    errors["block_gram_frobenius"] = over_structures(
+        lambda *pair: jax.lax.map(lambda both: gram_error(*both), pair), union, *blocks
+    )
     return errors
 
 
@@ -157,12 +156,13 @@ def coefficient_errors(
     structure, 0 or 1), `true_positive_rate`, `false_positive_rate` (0 where nothing could be selected wrongly),
     `exact_selection`.
     """
-    columns = [hierarchy.columns(s) for s in hierarchy.structures]
     beta = truth.coefficients
-    rotations = [procrustes_rotation(loadings[:, c], truth.loadings[:, c]) for c in columns]
-    errors = jnp.stack([jnp.linalg.norm(O.T @ coefficients[c] - beta[c]) for O, c in zip(rotations, columns, strict=True)])
-    chosen = jnp.stack([jnp.any(coefficients[c] != 0) for c in columns])
-    relevant = jnp.stack([jnp.any(beta[c] != 0) for c in columns])
+
+    def error(own: Array, true: Array, coefficients: Array, beta: Array) -> Array:
+        return jnp.linalg.norm(procrustes_rotation(own, true).T @ coefficients - beta)
+
+    errors = over_structures(error, hierarchy, loadings, truth.loadings, coefficients, beta)
+    chosen, relevant = (over_structures(jnp.any, hierarchy, held != 0) for held in (coefficients, beta))
 
     def rate(among):
         return jnp.sum(chosen & among) / jnp.maximum(jnp.sum(among), 1)

@@ -11,25 +11,49 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from hcl_jax.covariance import SampleCovariance
+from hcl_jax.fisher import check_noise, noise_by_feature
 from hcl_jax.structure import Hierarchy, Structure
 
 T_DEGREES = 10.0  # scaled t latents: finite moments up to the ninth
 
 
 class Truth(eqx.Module):
-    """What a study knows and an estimator must find: Λ (d × K, with the hierarchy's zero pattern) and σ²."""
+    """What a study knows and an estimator must find: Λ (d × K, with the hierarchy's zero pattern) and the noise variance, σ² or
+    one ψ_j for each feature; `noise` says which features are known to share it, for the limits.
+
+    Raises `ValueError` for an unknown kind of noise, and for a noise variance that is neither one number nor d of them.
+    """
 
     loadings: Float[Array, "d K"]
-    noise_variance: Float[Array, ""]
+    noise_variance: Float[Array, "..."]
     hierarchy: Hierarchy = eqx.field(static=True)
+    noise: str = eqx.field(static=True, default="shared", kw_only=True)
+
+    def __check_init__(self):
+        check_noise(self.noise)
+        if not isinstance(self.noise_variance, Array):  # a tree of something else, such as the axes of a vmap
+            return
+        if self.noise == "shared" and self.noise_variance.ndim:
+            raise ValueError(
+                f"noise: is 'shared' for noise variances of shape {self.noise_variance.shape}; expected view or feature"
+            )
+        noise_by_feature(self.noise_variance, self.hierarchy.n_features)
 
     def gram(self) -> Float[Array, "d d"]:
         """G = ΛΛᵀ."""
         return self.loadings @ self.loadings.T
 
     def covariance(self) -> Float[Array, "d d"]:
-        """Σ = ΛΛᵀ + σ² I."""
-        return self.gram() + self.noise_variance * jnp.eye(self.loadings.shape[0], dtype=self.loadings.dtype)
+        """Σ = ΛΛᵀ + Ψ."""
+        return self.gram() + jnp.diag(noise_by_feature(self.noise_variance, self.loadings.shape[0]))
+
+    def in_equal_noise(self) -> tuple[Float[Array, "d K"], Float[Array, ""], Float[Array, " d"]]:
+        """(L, σ², s) of x = s ∘ (Lz + σε), ε ~ N(0, I): as it stands for one noise variance, else features in
+        units of their noise."""
+        if self.noise_variance.ndim == 0:
+            return self.loadings, self.noise_variance, jnp.ones_like(self.loadings[:, 0])
+        scale = jnp.sqrt(self.noise_variance)
+        return self.loadings / scale[:, None], jnp.ones((), scale.dtype), scale
 
 
 class ResponseTruth(Truth):
@@ -39,17 +63,19 @@ class ResponseTruth(Truth):
     response_noise_variance: Float[Array, ""]
 
     def conditional_mean(self) -> Float[Array, " d"]:
-        """c with E[y|x] = cᵀx: c = Λ(ΛᵀΛ + σ²I)⁻¹β."""
-        return self.loadings @ jnp.linalg.solve(self._scaled_posterior(), self.coefficients)
+        """c with E[y|x] = cᵀx: c = Ψ⁻¹Λ(ΛᵀΨ⁻¹Λ + I)⁻¹β."""
+        L, _, scale = self.in_equal_noise()
+        return L @ self._explained() / scale
 
     def conditional_variance(self) -> Float[Array, ""]:
-        """Var(y|x) = σ_y² + σ²βᵀ(ΛᵀΛ + σ²I)⁻¹β, which no prediction's mean squared error is below (theory: Section 6)."""
-        explained = jnp.linalg.solve(self._scaled_posterior(), self.coefficients)
-        return self.response_noise_variance + self.noise_variance * self.coefficients @ explained
+        """Var(y|x) = σ_y² + βᵀ(ΛᵀΨ⁻¹Λ + I)⁻¹β, which no prediction's mean squared error is below (theory: Section 6)."""
+        _, noise, _ = self.in_equal_noise()
+        return self.response_noise_variance + noise * self.coefficients @ self._explained()
 
-    def _scaled_posterior(self) -> Float[Array, "K K"]:
-        gram = self.loadings.T @ self.loadings
-        return gram + self.noise_variance * jnp.eye(gram.shape[0], dtype=gram.dtype)
+    def _explained(self) -> Float[Array, " K"]:
+        """(LᵀL + σ²I)⁻¹β, L and σ² those of equal noise."""
+        L, noise, _ = self.in_equal_noise()
+        return jnp.linalg.solve(L.T @ L + noise * jnp.eye(L.shape[1], dtype=L.dtype), self.coefficients)
 
 
 def _sample_frame(key: Key[Array, ""], dim: int, rank: int, dtype: DTypeLike) -> Float[Array, "dim rank"]:
@@ -76,15 +102,21 @@ def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: DTypeLike 
 
 
 def sample_truth(
-    key: Key[Array, ""], hierarchy: Hierarchy, noise_variance: int | float | Float[Array, ""], dtype: DTypeLike = jnp.float32
+    key: Key[Array, ""],
+    hierarchy: Hierarchy,
+    noise_variance: int | float | Float[Array, "..."],
+    dtype: DTypeLike = jnp.float32,
+    *,
+    noise: str = "shared",
 ) -> Truth:
-    """Loadings of `sample_loadings`, with the given noise variance.
+    """Loadings of `sample_loadings`, with the given noise variance: one number, or one for each of the d features where `noise`
+    is view or feature.
 
-    Raises `ValueError` when `noise_variance` is negative.
+    Raises `ValueError` when a noise variance is negative, or its shape is not that of its kind.
     """
-    if not isinstance(noise_variance, jax.core.Tracer) and not float(noise_variance) >= 0:
-        raise ValueError(f"noise_variance: is {noise_variance}; expected a non-negative number")
-    return Truth(sample_loadings(key, hierarchy, dtype), jnp.asarray(noise_variance, dtype), hierarchy)
+    if not isinstance(noise_variance, jax.core.Tracer) and not np.all(np.asarray(noise_variance) >= 0):
+        raise ValueError(f"noise_variance: is {noise_variance}; expected non-negative numbers")
+    return Truth(sample_loadings(key, hierarchy, dtype), jnp.asarray(noise_variance, dtype), hierarchy, noise=noise)
 
 
 def sample_coefficients(
@@ -153,20 +185,21 @@ def sample_observations(
     d, n_factors = truth.loadings.shape
     z = LATENT_LAWS[latent](k_latent, (n_samples, n_factors), truth.loadings.dtype)
     noise = jr.normal(k_noise, (n_samples, d), truth.loadings.dtype)
-    return z @ truth.loadings.T + jnp.sqrt(truth.noise_variance) * noise, z
+    return z @ truth.loadings.T + jnp.sqrt(noise_by_feature(truth.noise_variance, d))[None, :] * noise, z
 
 
 def _conjugate_by_root(truth: Truth, W: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Σ^{1/2} W Σ^{1/2} for a symmetric W, in O(d²K): Σ^{1/2} = σI + Λ M Λᵀ, M = V diag(1/(σ + √(λ + σ²))) Vᵀ with ΛᵀΛ = V
-    diag(λ) Vᵀ."""
-    L, sigma = truth.loadings, jnp.sqrt(truth.noise_variance)
+    """C W Cᵀ with CCᵀ = Σ for a symmetric W, in O(d²K): C = diag(s)(σI + L M Lᵀ), M = V diag(1/(σ + √(λ + σ²))) Vᵀ with LᵀL = V
+    diag(λ) Vᵀ, L and σ those of equal noise."""
+    L, noise, scale = truth.in_equal_noise()
+    sigma = jnp.sqrt(noise)
     values, V = jnp.linalg.eigh(L.T @ L)
-    root = sigma + jnp.sqrt(jnp.maximum(values, 0) + truth.noise_variance)
+    root = sigma + jnp.sqrt(jnp.maximum(values, 0) + noise)
     M = (V / jnp.where(root > 0, root, jnp.inf)[None, :]) @ V.T
     WL = W @ L
     half = (sigma * WL) @ M + L @ (M @ (L.T @ WL) @ M) / 2
-    upper = truth.noise_variance / 2 * W + L @ half.T
-    return upper + upper.T
+    upper = noise / 2 * W + L @ half.T
+    return (upper + upper.T) * scale[:, None] * scale[None, :]
 
 
 def _lower_times_transpose(A: Float[Array, "d d"], n_blocks: int = 8) -> Float[Array, "d d"]:
@@ -186,7 +219,7 @@ def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: int | float 
     of n.
 
     Bartlett: S = C A Aᵀ Cᵀ/ν with A lower triangular, standard normal below a diagonal of chi variates with ν, ν − 1, …
-    degrees of freedom. Any C with CCᵀ = Σ will do; the symmetric root of a low-rank plus diagonal Σ costs O(d²K).
+    degrees of freedom. Any C with CCᵀ = Σ will do; the root of a low-rank plus diagonal Σ costs O(d²K).
 
     Raises `ValueError` when n − 1 is below d: draw with `sample_factored_covariance` there.
     """

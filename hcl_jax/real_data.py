@@ -2,20 +2,18 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators import Estimate
-from hcl_jax.estimators.variational import Posterior, fit_posterior, found_columns, relevance
+from hcl_jax.estimators.variational import hcl_vb
+from hcl_jax.selection import select
 from hcl_jax.structure import Hierarchy, full_lattice
 from hcl_jax.views import as_matrix, as_views, by_feature, standardise
 
@@ -53,9 +51,9 @@ def generous_hierarchy(dims: Sequence[int], n_samples: int) -> Hierarchy:
 def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "float64") -> RealTruth:
     """Standardise the views (anything that `as_views` reads) and fit the hierarchy to them with `hcl-vb`.
 
-    Without a hierarchy the fit starts from `generous_hierarchy`, and the truth has the columns that were not pruned, each in the
-    structure of the modalities where it was kept. Raises `ValueError` when there are no more samples than factors, when the views
-    have other numbers of features than the hierarchy, and for views that `as_views` refuses.
+    Without a hierarchy it is the one that `select` finds in `generous_hierarchy`, with a noise variance for every view. Raises
+    `ValueError` when there are no more samples than factors, when the views have other numbers of features than the hierarchy,
+    and for views that `as_views` refuses.
     """
     views = [np.asarray(view, float) for view in as_views(views).matrices]
     n_samples = len(views[0])
@@ -67,25 +65,20 @@ def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "floa
         raise ValueError(
             f"rank: makes {fitted.n_factors} factors of {train.sum()} samples; expected fewer than {train.sum() - 1}"
         )
-    held_out, independent = _held_out([view[train] for view in views], [view[~train] for view in views], fitted, dtype)
-    posterior, estimate = _fit([standardise(view, view) for view in views], fitted, dtype)
-    loadings, kept = np.asarray(estimate.loadings), fitted
-    if hierarchy is None:
-        loadings, kept = keep_columns(loadings, np.asarray(relevance(posterior, fitted)), fitted)
-    return RealTruth(kept, loadings, float(estimate.noise_variance), n_samples, held_out, independent, int(estimate.status))
+    covariance = _covariance([standardise(view, view) for view in views], dtype)
+    kept = hierarchy or select(covariance, fitted)
+    held_out, independent = _held_out([view[train] for view in views], [view[~train] for view in views], kept, dtype)
+    estimate = hcl_vb(covariance, kept)
+    loadings, noise = np.asarray(estimate.loadings), float(estimate.noise_variance)
+    return RealTruth(kept, loadings, noise, n_samples, held_out, independent, int(estimate.status))
 
 
-@lru_cache
-def _fit_program(hierarchy: Hierarchy) -> Callable[[SampleCovariance], tuple[Posterior, Estimate]]:
-    return jax.jit(lambda covariance: fit_posterior(covariance, hierarchy))
-
-
-def _fit(views: Sequence[np.ndarray], hierarchy: Hierarchy, dtype: str) -> tuple[Posterior, Estimate]:
-    return _fit_program(hierarchy)(SampleCovariance.from_data([jnp.asarray(view, dtype) for view in views]))
+def _covariance(views: Sequence[np.ndarray], dtype: str) -> SampleCovariance:
+    return SampleCovariance.from_data([jnp.asarray(view, dtype) for view in views])
 
 
 def _held_out(train: list[np.ndarray], test: list[np.ndarray], hierarchy: Hierarchy, dtype: str) -> tuple[float, float]:
-    _, estimate = _fit([standardise(view, view) for view in train], hierarchy, dtype)
+    estimate = hcl_vb(_covariance([standardise(view, view) for view in train], dtype), hierarchy)
     rows = np.concatenate([standardise(*pair) for pair in zip(train, test, strict=True)], axis=1)
     independent = -0.5 * np.mean(np.sum(rows**2 + np.log(2 * np.pi), axis=1))
     likelihood = gaussian_log_likelihood(jnp.asarray(rows, dtype), estimate.loadings, estimate.noise_variance)
@@ -108,21 +101,6 @@ def gaussian_log_likelihood(rows: Any, loadings: Any, noise_variance: Any) -> Fl
     log_det = jnp.linalg.slogdet(W)[1] + jnp.sum(jnp.log(psi))
     squares = jnp.sum(X**2 / psi[None, :], axis=1)
     return -0.5 * jnp.mean(L.shape[0] * jnp.log(2 * jnp.pi) + log_det + squares - explained)
-
-
-def keep_columns(
-    loadings: np.ndarray, relevances: Float[np.ndarray, "M K"], hierarchy: Hierarchy
-) -> tuple[np.ndarray, Hierarchy]:
-    """The loadings without the columns that the data do not support, each in the structure of the modalities that support it.
-
-    Raises `ValueError` when none is left.
-    """
-    homes = found_columns(relevances, hierarchy)
-    if not homes:
-        raise ValueError("loadings_from: the fit pruned every column; expected data with at least one visible factor")
-    kept = Hierarchy(hierarchy.dims, {s: len(columns) for s, columns in homes.items()})
-    order = [column for s in kept.structures for column in homes[s]]
-    return np.where(kept.mask, loadings[:, order], 0), kept
 
 
 def truth_bytes(truth: RealTruth) -> bytes:

@@ -1,10 +1,13 @@
 """The sample covariance of more rows than memory holds: one pass over chunks of rows, and partial sums that combine."""
 
+import glob
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ import polars as pl
 from jaxtyping import Float
 
 from hcl_jax.covariance import SampleCovariance
+from hcl_jax.views import real_numbers
 
 MEMORY = 256 * 2**20  # bytes of rows at a time
 LARGEST_BLOCK = 4096  # rows: products of more are no faster, and no longer in the cache where there are some hundred features
@@ -20,7 +24,8 @@ LARGEST_BLOCK = 4096  # rows: products of more are no faster, and no longer in t
 
 @dataclass(frozen=True)
 class CovarianceSums:
-    """n, a shift c, Σ(x − c) and Σ(x − c)(x − c)ᵀ over some rows, in float64. `dtype` is that of the rows.
+    """n, a shift c, Σ(x − c) and Σ(x − c)(x − c)ᵀ over some rows, in float64. `dtype` is that of the rows. The products, and
+    covariances made of them, are symmetric to the last bit.
 
     Sums over disjoint ranges of rows combine, in any order: with one shift these are additions, otherwise one set of sums is
     first moved to the shift of the other by an identity. Either way the result differs only by roundings of float64.
@@ -41,7 +46,7 @@ class CovarianceSums:
             raise ValueError(f"other: has {len(other.shift)} features; expected {len(self.shift)}")
         moved = other.shift - self.shift
         cross = np.outer(other.total, moved)
-        outer = self.outer + other.outer + cross + cross.T + other.n * np.outer(moved, moved)
+        outer = self.outer + other.outer + (cross + cross.T) + other.n * np.outer(moved, moved)
         total = self.total + other.total + other.n * moved
         return CovarianceSums(self.n + other.n, self.shift, total, outer, np.result_type(self.dtype, other.dtype))
 
@@ -56,7 +61,8 @@ class CovarianceSums:
         """
         if self.n < 2:
             raise ValueError(f"n: is {self.n}; expected at least 2 rows")
-        S = (self.outer - np.outer(self.total, self.total / self.n)) / (self.n - 1)
+        mean = self.total / np.sqrt(self.n)
+        S = (self.outer - np.outer(mean, mean)) / (self.n - 1)
         return SampleCovariance(jnp.asarray(S, jax.dtypes.canonicalize_dtype(self.dtype)), n=self.n)
 
 
@@ -108,19 +114,20 @@ class CovarianceAccumulator:
         self._shift = None if shift is None else shift.astype(self._dtype)
         self._total, self._outer = np.zeros(d), np.zeros((d, d))
 
-    def update(self, views: Sequence[np.ndarray]) -> None:
+    def update(self, views: Sequence[Any]) -> None:
         """Take in a chunk: the next rows of every view.
 
         Raises `ValueError` that names the view when its rows are fewer, or its features others, than expected, or when it holds
         values that are not finite.
         """
-        rows = self._check(views)
+        arrays = _arrays(views)
+        rows = self._check(arrays)
         taken = 0
         while taken < rows:
             size = min(rows - taken, len(self._block) - self._filled)
             target = self._block[self._filled : self._filled + size]
             with np.errstate(invalid="ignore", over="ignore"):  # found in the product
-                for view, columns in zip(views, self._columns, strict=True):
+                for view, columns in zip(arrays, self._columns, strict=True):
                     shift = self._dtype.type(0) if self._shift is None else self._shift[None, columns]
                     np.subtract(view[taken : taken + size], shift, out=target[:, columns])
             self._filled += size
@@ -133,7 +140,8 @@ class CovarianceAccumulator:
         self._flush()
         if self._shift is None or not self._n:
             raise ValueError("views: have no rows; expected at least one")
-        return CovarianceSums(self._n, self._shift.astype(float), self._total.copy(), self._outer.copy(), self._dtype)
+        outer = (self._outer + self._outer.T) / 2  # as computed, the two triangles may differ by roundings
+        return CovarianceSums(self._n, self._shift.astype(float), self._total.copy(), outer, self._dtype)
 
     def _check(self, views: Sequence[np.ndarray]) -> int:
         """The number of rows that all views have."""
@@ -141,8 +149,8 @@ class CovarianceAccumulator:
             raise ValueError(f"views: are {len(views)}; expected {len(self._columns)}")
         for m, (view, columns) in enumerate(zip(views, self._columns, strict=True), start=1):
             dim = columns.stop - columns.start
-            if view.ndim != 2 or view.shape[1] != dim or view.dtype.kind not in "fiub":
-                raise ValueError(f"views: view {m} has shape {view.shape}, {view.dtype}; expected real numbers, rows × {dim}")
+            if view.ndim != 2 or view.shape[1] != dim:
+                raise ValueError(f"views: view {m} has shape {view.shape}; expected rows × {dim}")
         lengths = [len(view) for view in views]
         if min(lengths) < max(lengths):
             short, long = lengths.index(min(lengths)) + 1, lengths.index(max(lengths)) + 1
@@ -178,8 +186,18 @@ class CovarianceAccumulator:
         return f"{where} NaN or infinite values; expected finite numbers"
 
 
+def _arrays(views: Sequence[Any]) -> list[np.ndarray]:
+    """The views as they are where they are arrays of real numbers, files that are mapped into memory among them; else copies."""
+    return [
+        view
+        if type(view) in (np.ndarray, np.memmap) and view.dtype.kind in "fiub"
+        else np.asarray(real_numbers(view, f"views: view {m}"))
+        for m, view in enumerate(views, start=1)
+    ]
+
+
 def accumulate(
-    chunks: Iterable[Sequence[np.ndarray]],
+    chunks: Iterable[Sequence[Any]],
     *,
     shift: Float[np.ndarray, " d"] | None = None,
     block_rows: int | None = None,
@@ -195,7 +213,8 @@ def accumulate(
     5
     """
     accumulator = None
-    for views in chunks:
+    for chunk in chunks:
+        views = _arrays(chunk)
         if not views:
             raise ValueError("chunks: one holds no view; expected a list of arrays, one a view")
         if accumulator is None:
@@ -251,7 +270,8 @@ def accumulate_parquet(
 ) -> CovarianceSums:
     """The sums over a range of rows of parquet files, read lazily: a file or a glob and a list of columns for each view.
 
-    Views may be columns of one file, which is then named for each of them. Without columns a view has all of its file's. `memory`
+    A path that exists is no glob; the files of a glob follow each other by name, and have the same columns. Views may be columns
+    of one file, which is then named for each of them. Without columns a view has all of its file's. `memory`
     bytes bound the rows that are read at a time, in the precision of the files; a row group of the file is decoded anew for every
     piece of it, so that small groups, or a large `memory`, are fastest.
 
@@ -261,14 +281,15 @@ def accumulate_parquet(
         raise ValueError(f"columns: has lists for {len(columns)} views; expected {len(paths)}, one for each of the paths")
     wanted = columns or [None] * len(paths)
     frames = [_scan_parquet(path, names) for path, names in zip(paths, wanted, strict=True)]
-    lengths = [frame.select(pl.len()).collect().item() for frame in frames]
+    lengths = [_collected(frame.select(pl.len()), path).item() for frame, path in zip(frames, paths, strict=True)]
     first, last = _selected(rows, _common_length(lengths, [str(path) for path in paths]))
     dims = [len(frame.collect_schema()) for frame in frames]
     dtype = np.result_type(*[frame.clear().collect().to_numpy() for frame in frames])
     accumulator = CovarianceAccumulator(dims, dtype, shift=shift, block_rows=block_rows, memory=memory, first_row=first)
     at_a_time = max(1, memory // (2 * sum(dims) * dtype.itemsize))  # as columns of polars and as a matrix
     for start in range(first, last, at_a_time):
-        accumulator.update([frame.slice(start, min(at_a_time, last - start)).collect().to_numpy() for frame in frames])
+        pieces = [frame.slice(start, min(at_a_time, last - start)) for frame in frames]
+        accumulator.update([_collected(piece, path).to_numpy() for piece, path in zip(pieces, paths, strict=True)])
     return accumulator.sums()
 
 
@@ -293,15 +314,48 @@ def _map_npy(path: str | Path) -> np.ndarray:
     return view
 
 
-def _scan_parquet(path: str | Path, names: Sequence[str] | None) -> pl.LazyFrame:
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """What goes wrong within is a `ValueError` that names the file."""
     try:
-        frame = pl.scan_parquet(path)
-        schema = frame.collect_schema()
+        yield
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"paths: {path} cannot be read ({reason}); expected parquet") from None
+
+
+def _collected(frame: pl.LazyFrame, path: str | Path) -> pl.DataFrame:
+    with _reading(path):
+        return frame.collect()
+
+
+def _dtypes(path: str) -> dict[str, str]:
+    """By column."""
+    with _reading(path):
+        return {name: str(dtype) for name, dtype in pl.scan_parquet(path, glob=False).collect_schema().items()}
+
+
+def _files(path: str | Path) -> list[str]:
+    """The files of a view. Raises `ValueError` that names the first whose columns are not those of the first file."""
+    found = [] if Path(path).exists() else sorted(glob.glob(str(path), recursive=True))
+    files = found or [str(path)]
+    expected = _dtypes(files[0])
+    for file in files[1:]:
+        other = _dtypes(file)
+        for name in [*expected, *other]:
+            one, two = expected.get(name, "missing"), other.get(name, "missing")
+            if one != two:
+                raise ValueError(f"paths: column {name!r} of {file} is {two}; expected {one}, as in {files[0]}")
+    return files
+
+
+def _scan_parquet(path: str | Path, names: Sequence[str] | None) -> pl.LazyFrame:
+    files = _files(path)
+    with _reading(path):
+        frame = pl.scan_parquet(files, glob=False)
+        schema = frame.collect_schema()
     for name in schema if names is None else names:
-        if name not in schema or not schema[name].is_numeric():
+        if name not in schema or not (schema[name].is_integer() or schema[name].is_float()):
             raise ValueError(f"columns: {name!r} is {schema.get(name, 'missing')} in {path}; expected a column of numbers")
     return frame if names is None else frame.select(names)
 

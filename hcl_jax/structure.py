@@ -10,6 +10,10 @@ import numpy as np
 
 Structure = tuple[int, ...]
 
+CONVERGED, OUT_OF_STEPS, NON_FINITE, ON_BOUND = 0, 1, 2, 3
+"""The statuses of whatever is fitted: at its end; stopped by its number of steps; not finite; at its end, where a bound or a
+projection decided part of the answer (each result says which)."""
+
 
 def _canonical_order(structure: Structure) -> tuple[int, Structure]:
     return (-len(structure), structure)

@@ -198,7 +198,7 @@ def _in_order_of(first: _Table, table: _Table) -> _Table:
 
 def _checked_numbers(value: Any, where: str) -> Numbers:
     """Finite floating-point numbers of any shape; tracers pass where their type is right."""
-    array = _real_numbers(value, where)
+    array = real_numbers(value, where)
     if isinstance(array, jax.core.Tracer):
         return array
     on_host = isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
@@ -209,7 +209,8 @@ def _checked_numbers(value: Any, where: str) -> Numbers:
     return array
 
 
-def _real_numbers(value: Any, where: str) -> Numbers:
+def real_numbers(value: Any, where: str) -> Numbers:
+    """An array of floating-point numbers, NaN where cells are missing. Raises `ValueError` that starts with `where`."""
     if isinstance(value, jax.Array):
         if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool) or jnp.iscomplexobj(value):
             raise ValueError(f"{where} has type {value.dtype}; expected real numbers")
@@ -217,7 +218,7 @@ def _real_numbers(value: Any, where: str) -> Numbers:
         wanted = jnp.result_type(np.float32 if value.dtype.itemsize < 8 else np.float64) if kept else jnp.result_type(float)
         return value.astype(wanted)
     if isinstance(value, np.ma.MaskedArray):
-        return np.where(np.ma.getmaskarray(value), np.nan, _real_numbers(value.data, where))
+        return np.where(np.ma.getmaskarray(value), np.nan, real_numbers(value.data, where))
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
@@ -319,25 +320,32 @@ def as_key(key: Any, purpose: str) -> Key[Array, ""]:
     raise ValueError(f"key: is {_shown(key)}; expected a random key such as jax.random.key(0), {purpose}")
 
 
+def deviations(X: Held, kept: Numbers) -> tuple[Held, Held]:
+    """(X less its column means, the means) over the rows that are kept; others become 0. Means far from 0 cost no digits: the
+    first is found from differences to a row, and a second pass takes off what it was off by. Equal entries are exactly 0."""
+    xp = np if isinstance(X, np.ndarray) else jnp
+    n = xp.sum(kept).astype(X.dtype)
+
+    def mean(rows: Any) -> Any:
+        return xp.sum(xp.where(kept[:, None], rows, 0), axis=0) / n
+
+    origin = X[xp.argmax(kept)]
+    first = origin + mean(X - origin[None, :])
+    rest = X - first[None, :]
+    second = mean(rest)
+    return xp.where(kept[:, None], rest - second[None, :], 0), first + second
+
+
 def centred(X: Held, counted: Bool[Array, " n"] | None = None) -> tuple[Held, Held, Held]:
     """(X less its column means, the means, standard deviations with divisor n − 1) over the rows that count; others become 0.
 
-    A second pass takes off what the first mean was off by, so that means far from 0 cost no digits. A column whose deviation is
-    within the rounding of its mean is constant: its deviation is 0, and so is the column. Squares are taken in units of the
-    largest entry: deviations of 1e-160 and 1e160 are as good as others.
+    A column whose deviation is within the rounding of its mean is constant: its deviation is 0, and so is the column. Squares are
+    taken in units of the largest entry: deviations of 1e-160 and 1e160 are as good as others.
     """
     xp = np if isinstance(X, np.ndarray) else jnp
     kept = xp.ones(X.shape[0], bool) if counted is None else counted
+    residual, centre = deviations(X, kept)
     n = xp.sum(kept).astype(X.dtype)
-
-    def mean(rows: Held) -> Any:
-        return xp.sum(xp.where(kept[:, None], rows, 0), axis=0) / n
-
-    first = mean(X)
-    rest = X - first[None, :]
-    second = mean(rest)
-    residual = xp.where(kept[:, None], rest - second[None, :], 0)
-    centre = first + second
     deviation = norms(residual) / xp.sqrt(xp.maximum(n - 1, 1))
     constant = deviation <= xp.finfo(X.dtype).eps * xp.abs(centre)
     return xp.where(constant[None, :], 0, residual), centre, xp.where(constant, 0, deviation)

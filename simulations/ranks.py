@@ -1,12 +1,14 @@
 """Does `hcl-vb` find the ranks and structures when it is given more than there are?
 
-Truths have six of the seven structures of three modalities, with rank 5 each; the fit is given the full lattice with rank 7.
-A run is exact when the columns that the posterior supports make up the true structures with the true ranks. Beside the rates
-stands the signal strength: how many of the K true eigenvalues exceed the detection threshold of a method that ignores the zero
-pattern.
+Truths have some of the structures of three modalities; the fit is given the full lattice with a higher rank. A run is exact
+when the columns that the posterior supports make up the true structures with the true ranks. Noise may differ by view, and the
+fit may know that or not (`--fit-noise`). Beside the rates stands the signal strength: how many of the K true eigenvalues exceed
+the detection threshold of a method that ignores the zero pattern.
 
     python simulations/ranks.py
     python simulations/ranks.py --noise-variance 0.1 1 --n-grid 5000 --replicates 4
+    python simulations/ranks.py --dims 60 40 80 --noise-ratios 0.2 1 3 --noise-variance 1 --n-grid 1000 \\
+        --structures 123 12 1 --rank 2 --fitted-rank 3 --normal-loadings
 """
 
 import sys
@@ -23,10 +25,12 @@ import tyro
 from jaxtyping import Array
 from tqdm import tqdm
 
-from hcl_jax import LIMITS, Hierarchy, sample_truth, sample_wishart_covariance
-from hcl_jax.estimators.variational import fit_posterior, found_columns, relevance
+from hcl_jax import LIMITS, Hierarchy, Truth, sample_loadings, sample_wishart_covariance
+from hcl_jax.estimators.variational import fit_posterior
 from hcl_jax.experiments import configure
-from hcl_jax.structure import structure_name
+from hcl_jax.fisher import check_noise, spread
+from hcl_jax.selection import evidence, found_columns
+from hcl_jax.structure import as_structure, structure_name
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,19 @@ class Study:
     dims: tuple[int, int, int] = (100, 100, 100)
     """Features of each modality."""
     rank: int = 5
-    """True rank of the structures 123, 12, 13, 1, 2, 3; that of 23 is 0."""
+    """True rank of the true structures."""
+    structures: tuple[str, ...] = ("123", "12", "13", "1", "2", "3")
+    """True structures."""
     fitted_rank: int = 7
     """Rank that the fit is given for each of all seven structures."""
     noise_variance: tuple[float, ...] = (0.1, 1.0, 3.0, 10.0)
     """Noise variances."""
+    noise_ratios: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Noise variance of each modality over that of its cell."""
+    fit_noise: str = "view"
+    """Noise variances that the fit may find: shared, view or feature."""
+    normal_loadings: bool = False
+    """Loadings N(0, 4/d_m) in place of those of the paper's Section 4.1, where a factor may be faint."""
     n_grid: tuple[int, ...] = (5000, 20000)
     """Numbers of samples."""
     replicates: int = 20
@@ -51,20 +63,30 @@ class Study:
     """The table: one row a replicate."""
 
 
-def fit_one(truth_hierarchy: Hierarchy, fitted: Hierarchy, key: Array, n: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """(relevances M × K, visible eigenvalues, status) of one draw."""
+def draw_loadings(key: Array, hierarchy: Hierarchy, normal: bool) -> Array:
+    """Loadings of Section 4.1, or N(0, 4/d_m)."""
+    if not normal:
+        return sample_loadings(key, hierarchy, jnp.float64)
+    scale = 2 / np.sqrt(np.repeat(hierarchy.dims, hierarchy.dims))
+    return jnp.where(hierarchy.mask, jr.normal(key, hierarchy.mask.shape) * scale[:, None], 0)
+
+
+def fit_one(study: Study, truth_hierarchy: Hierarchy, fitted: Hierarchy, key: Array, n: Array, noise: Array) -> tuple:
+    """(evidence, visible eigenvalues, status) of one draw."""
     k_truth, k_data = jr.split(key)
-    truth = sample_truth(k_truth, truth_hierarchy, noise, noise.dtype)
+    psi = spread(noise * jnp.asarray(study.noise_ratios), truth_hierarchy, "view")
+    truth = Truth(draw_loadings(k_truth, truth_hierarchy, study.normal_loadings), psi, truth_hierarchy, noise="view")
     covariance = sample_wishart_covariance(k_data, truth, n)
-    posterior, estimate = fit_posterior(covariance, fitted)
-    return relevance(posterior, fitted), LIMITS["detection"](truth, covariance)["visible_global"], estimate.status
+    posterior, estimate = fit_posterior(covariance, fitted, noise=study.fit_noise)
+    odds = evidence(posterior, covariance, fitted)
+    return odds, LIMITS["detection"](truth, covariance)["visible_global"], estimate.status
 
 
 def row(study: Study, truth: Hierarchy, fitted: Hierarchy, program, n: int, noise: float, replicate: int) -> dict:
     """What one replicate found."""
     key = jr.fold_in(jr.fold_in(jr.key(study.seed), replicate), n)
-    relevances, visible, status = program(key, jnp.asarray(n, float), jnp.asarray(noise, float))
-    found = {s: len(columns) for s, columns in found_columns(np.asarray(relevances), fitted).items()}
+    odds, visible, status = program(key, jnp.asarray(n, float), jnp.asarray(noise, float))
+    found = {s: len(columns) for s, columns in found_columns(odds, fitted).items()}
     ranks = {f"found_{structure_name(s)}": found.get(s, 0) for s in fitted.structures}
     exact, factors = found == dict(truth.ranks), sum(found.values())
     cell = {"noise_variance": noise, "n": n, "replicate": replicate, "true_factors": truth.n_factors}
@@ -73,9 +95,9 @@ def row(study: Study, truth: Hierarchy, fitted: Hierarchy, program, n: int, nois
 
 def run(study: Study) -> pl.DataFrame:
     """One row a replicate."""
-    structures = [(1, 2, 3), (1, 2), (1, 3), (1,), (2,), (3,)]
-    truth, fitted = Hierarchy(study.dims, dict.fromkeys(structures, study.rank)), Hierarchy.full(study.dims, study.fitted_rank)
-    program = jax.jit(partial(fit_one, truth, fitted))
+    truth = Hierarchy(study.dims, dict.fromkeys(study.structures, study.rank))
+    fitted = Hierarchy.full(study.dims, study.fitted_rank)
+    program = jax.jit(partial(fit_one, study, truth, fitted))
     cells = [(n, noise, i) for noise in study.noise_variance for n in study.n_grid for i in range(study.replicates)]
     return pl.DataFrame([row(study, truth, fitted, program, *cell) for cell in tqdm(cells, unit="fit", disable=None)])
 
@@ -90,6 +112,12 @@ def check(study: Study) -> None:
     for name in ("rank", "fitted_rank", "replicates"):
         if getattr(study, name) < 1:
             raise ValueError(f"{name}: is {getattr(study, name)}; expected a positive integer")
+    check_noise(study.fit_noise)
+    for ratio in study.noise_ratios:
+        if not ratio > 0:
+            raise ValueError(f"noise_ratios: holds {ratio}; expected positive numbers")
+    for name in study.structures:
+        as_structure(name, 3)
     study.output.parent.mkdir(parents=True, exist_ok=True)
 
 

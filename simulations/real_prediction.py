@@ -2,7 +2,8 @@
 
 Repeated stratified splits, 70 % for training. Everything is fitted to the training part only: means and scales, representations
 (all of the same total dimension), and a multinomial logistic regression on their standardised scores, its penalty chosen by
-cross-validation. Controls: the same regression on the principal components of all views, and on the features themselves.
+cross-validation. Representations that see the labels (sJIVE, MMFL) are fitted anew without each of its folds. Controls:
+the same regression on the principal components of all views, and on the features themselves.
 
     python simulations/real_prediction.py --data tcga --splits 20       # five omics of breast tumours -> PAM50 subtype
     python simulations/real_prediction.py --data digits --splits 20     # six views of handwritten digits -> digit
@@ -16,6 +17,7 @@ for every subset of the views.
 """
 
 import io
+import math
 import os
 import sys
 import zlib
@@ -39,17 +41,23 @@ import hcl_jax
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.baselines import BASELINES, ajive, jive, sjive
 from hcl_jax.baselines.linear import transform
+from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import OutputError, configure
 from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse
+from hcl_jax.experiments.downstream import SUPERVISED
+from hcl_jax.experiments.methods import check_methods, estimator, is_estimator
 from hcl_jax.experiments.store import write_bytes
-from hcl_jax.experiments.sweep import check_methods
-from hcl_jax.prediction import Classifier, posterior_mean_scores, softmax_regression
+from hcl_jax.prediction import Classifier, fold_of_rows, posterior_mean_scores, softmax_regression
 from hcl_jax.structure import structure_name
 from hcl_jax.views import load_views, standardise
 
 PROGRAM = "real_prediction.py"
 JOINT_AND_INDIVIDUAL = ("jive", "ajive", "sjive")
 HCL = ("hcl-vb", "hcl-ml", "hcl-svd")
+N_FOLDS, SUPERVISED_FOLDS = 5, 3
+"""Folds that choose the penalty; fewer where the representation has to be fitted again for each."""
+REFERENCE = "raw"
+"""What the others are compared with, split by split."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +137,32 @@ def read(study: Study) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     with np.load(path, allow_pickle=False) as held:
         if known.label not in held.files:
             raise ValueError(f"file: {path} has no labels {known.label!r}; expected some among {', '.join(held.files)}")
-        raw = held[known.label]
+        try:
+            raw = held[known.label]
+        except ValueError as error:  # objects
+            raise ValueError(f"file: the labels {known.label!r} of {path} cannot be read ({error})") from None
+    check_labels(study, raw, len(views[0]))
     names, labels = np.unique(raw, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"file: the labels {known.label!r} of {path} have one class; expected at least two")
     return views, labels, names
+
+
+def check_labels(study: Study, labels: np.ndarray, n_rows: int) -> None:
+    """Raise `ValueError` where rows of these labels cannot be split with all classes on both sides."""
+    what = f"the labels {DATA[study.data].label!r} of {file_of(study)}"
+    if labels.shape != (n_rows,):
+        raise ValueError(f"file: {what} have shape {labels.shape}; expected one for each of the {n_rows} rows")
+    names, counts = np.unique(labels, return_counts=True)
+    if len(names) < 2:
+        raise ValueError(f"file: {what} have one class; expected at least two")
+    if counts.min() < 2:
+        alone = ", ".join(map(str, names[counts < 2]))
+        raise ValueError(f"file: {what} have one row of class {alone}; expected at least two rows of each class")
+    n_test = math.ceil(study.test_share * n_rows)
+    if not len(names) <= n_test <= n_rows - max(len(names), N_FOLDS):
+        raise ValueError(
+            f"test_share: is {study.test_share}, {n_test} of {n_rows} rows; expected at least a row of each of the {len(names)} "
+            f"classes, and {max(len(names), N_FOLDS)} rows for training"
+        )
 
 
 def make_splits(study: Study, views: list[np.ndarray], labels: np.ndarray) -> Iterator[Split]:
@@ -157,7 +186,8 @@ def optimal_scores(split: Split) -> jax.Array:
     kept = min(30, len(rows) // 5)
     labels = np.asarray(split.train_labels)
     line = LinearDiscriminantAnalysis(n_components=1).fit_transform(left[:, :kept] * values[:kept], labels)[:, 0]
-    means = np.array([line[labels == c].mean() for c in range(labels.max() + 1)])[labels]
+    classes, place = np.unique(labels, return_inverse=True)
+    means = np.array([line[labels == c].mean() for c in classes])[place]
     return jnp.asarray((means - means.mean()) / means.std(), split.train[0].dtype)
 
 
@@ -185,10 +215,10 @@ class Representations:
                 method, lambda S: S.top_eigenpairs(self.hierarchy.n_factors)[1], SampleCovariance.from_data(split.train)
             )
             return rows[0] @ axes, rows[1] @ axes
-        if method in ESTIMATORS:
+        if is_estimator(method):
             covariance = SampleCovariance.from_data(split.train)
-            estimate = self._run(method, lambda S: ESTIMATORS[method](S, self.hierarchy), covariance)
-            score_map = posterior_mean_scores(estimate.loadings, jnp.mean(estimate.noise_variance))
+            estimate = self._run(method, lambda S: estimator(method)(S, self.hierarchy), covariance)
+            score_map = posterior_mean_scores(estimate.loadings, estimate.noise_variance)
             return rows[0] @ score_map, rows[1] @ score_map
         config = {"config": self._configs[method]} if method in self._configs else {}
         fit = partial(BASELINES[method], **config)
@@ -196,6 +226,16 @@ class Representations:
             method, lambda views, y, key: fit(views, self.hierarchy, y=y, key=key), split.train, optimal_scores(split), key
         )
         return transform(fitted, split.train), transform(fitted, split.test)
+
+    def fold_scores(self, method: str, split: Split, key: jax.Array) -> jax.Array:
+        """folds × rows × scores: of all training rows, by representations that have not seen the rows of one fold each."""
+        fold = np.asarray(fold_of_rows(key, len(split.train_labels), SUPERVISED_FOLDS))
+        blind = []
+        for f in range(SUPERVISED_FOLDS):
+            seen = fold != f
+            inner = Split([view[seen] for view in split.train], split.train, split.train_labels[seen], split.train_labels)
+            blind.append(equal_scales(self.scores(method, inner, key))[1])
+        return jnp.stack(blind)
 
     def _run(self, method: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._programs.setdefault(method, jax.jit(function))(*arguments)
@@ -208,10 +248,31 @@ def equal_scales(scores: Scores) -> Scores:
     return scores[0] / scale, scores[1] / scale
 
 
-@partial(jax.jit, static_argnames=("n_classes", "hierarchy"))
-def classify(scores: jax.Array, labels: jax.Array, key: jax.Array, n_classes: int, hierarchy: Hierarchy | None) -> Classifier:
-    """The regression of the classes on scores."""
-    return softmax_regression(scores, labels, n_classes, hierarchy, key=key)
+@partial(jax.jit, static_argnames=("n_classes", "hierarchy", "n_folds"))
+def _regression(
+    scores: jax.Array,
+    labels: jax.Array,
+    fold_scores: jax.Array | None,
+    key: jax.Array,
+    n_classes: int,
+    hierarchy: Hierarchy | None,
+    n_folds: int,
+) -> Classifier:
+    return softmax_regression(scores, labels, n_classes, hierarchy, key=key, n_folds=n_folds, fold_scores=fold_scores)
+
+
+def classify(
+    representations: Representations, method: str, split: Split, key: jax.Array, n_classes: int
+) -> tuple[Classifier, Scores]:
+    """The regression of the classes on a method's scores, and these. Its penalty is chosen on rows whose labels the scores have
+    not seen: those of supervised methods are learned again without each fold."""
+    representation, _, penalty = method.partition("+")
+    scores = equal_scales(representations.scores(representation, split, key))
+    supervised = representation in SUPERVISED
+    blind = representations.fold_scores(representation, split, key) if supervised else None
+    n_folds = SUPERVISED_FOLDS if supervised else N_FOLDS
+    told = representations.hierarchy if penalty == "group" else None
+    return _regression(scores[0], split.train_labels, blind, key, n_classes, told, n_folds), scores
 
 
 def file_of(study: Study) -> Path:
@@ -334,13 +395,10 @@ def run(study: Study) -> Tables:
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
         for method in left[number]:
             start = perf_counter()
-            representation, _, penalty = method.partition("+")
-            scores = equal_scales(representations.scores(representation, split, key))
-            told = hierarchy if penalty == "group" else None
-            fit = jax.block_until_ready(classify(scores[0], split.train_labels, key, len(classes), told))
+            fit, scores = jax.block_until_ready(classify(representations, method, split, key, len(classes)))
             base = tables.identity | {"method": method, "split": number}
             rows["accuracy"].append(base | accuracy_row(fit, scores, split, perf_counter() - start))
-            if representation in ESTIMATORS:
+            if is_estimator(method.partition("+")[0]):
                 rows["structures"] += [base | row for row in structure_rows(fit, hierarchy)]
             steps.update()
         if rows["accuracy"]:
@@ -363,17 +421,30 @@ def check(study: Study) -> None:
 
 
 def summary(accuracy: pl.DataFrame) -> pl.DataFrame:
-    """Means over the splits with their standard errors, best first."""
-    spread = (pl.col("accuracy").std() / pl.len().sqrt()).alias("sem")
-    means = [
-        pl.col("accuracy").mean(),
-        spread,
-        pl.col("log_loss").mean(),
-        pl.col("dimension").first(),
-        pl.col("seconds").median(),
-    ]
-    failed = (pl.col("status") == 2).sum().alias("non_finite")
-    return accuracy.group_by("method", maintain_order=True).agg(*means, failed).sort("accuracy", descending=True)
+    """Means over the splits, best first; the standard error of the accuracy, and that of its `difference` from the features'
+    regression (if it was run) on the same splits, are corrected for what splits share."""
+    share, reference = accuracy["test_share"][0], accuracy.filter(pl.col("method") == REFERENCE)
+    rows = []
+    for (method,), group in accuracy.group_by("method", maintain_order=True):
+        mean, error = corrected_mean(group["accuracy"].to_numpy(), share)
+        paired = group.join(reference, on="split", suffix="_reference")
+        differences = (paired["accuracy"] - paired["accuracy_reference"]).to_numpy()
+        difference, its_error = corrected_mean(differences, share) if len(differences) else (None, None)
+        rows.append(
+            {
+                "method": method,
+                "accuracy": mean,
+                "error": error,
+                "difference": difference,
+                "difference_error": its_error,
+                "log_loss": group["log_loss"].mean(),
+                "dimension": group["dimension"][0],
+                "seconds": group["seconds"].median(),
+                "non_finite": int((group["status"] == 2).sum()),
+            }
+        )
+    table = pl.DataFrame(rows, infer_schema_length=None).sort("accuracy", descending=True)
+    return table.with_columns(pl.col("error", "difference_error").cast(pl.Float64).fill_nan(None))  # a single split says nothing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -386,7 +457,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OutputError) as error:
         print(f"{PROGRAM}: error: {error_line(Study, error)}", file=sys.stderr)
         return 2
-    with pl.Config(tbl_rows=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True, float_precision=4):
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=130,
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        float_precision=4,
+    ):
         print(summary(tables.asked("accuracy")))
         structures = tables.asked("structures")
         if len(structures):

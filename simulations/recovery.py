@@ -25,6 +25,7 @@ from typing import Literal
 
 from hcl_jax import LATENT_LAWS, Hierarchy
 from hcl_jax.experiments import FITTED, Cell, Recovery
+from hcl_jax.experiments.cell import path_name
 from hcl_jax.experiments.command_line import (
     Plan,
     SweepOptions,
@@ -121,7 +122,7 @@ def parse_study(arguments: Sequence[str]) -> Study:
     known = peek(arguments, "preset", "loadings-from")
     default = PRESETS.get(known["preset"] or "default", PRESETS["default"])
     if known["loadings-from"] is not None:  # what is not given, the file decides
-        output = Path(f"results/recovery-{Path(known['loadings-from']).stem}")
+        output = Path("results") / path_name(f"recovery-{Path(known['loadings-from']).stem}")
         default = dataclasses.replace(default, rank=None, structures=(), noise_variance=(), n_grid=(), output=output)
     study = parse(Study, arguments, default, PROGRAM, __doc__)
     return study if study.dims or study.loadings_from else dataclasses.replace(study, dims=PRESET_DIMS[study.preset])
@@ -160,7 +161,8 @@ def real_truth(study: Study) -> tuple[RealTruth, str, Callable[[], None]]:
     assert study.loadings_from is not None
     views = load_views(study.loadings_from, study.views)
     request = f"{study.rank} {study.structures}".encode() + study.loadings_from.read_bytes()
-    label = f"{study.loadings_from.stem}-{'+'.join(study.views)}-{zlib.crc32(request):08x}"
+    views_told_apart = "+".join(repr(name) if "+" in name else name for name in study.views)
+    label = path_name(f"{study.loadings_from.stem}-{views_told_apart}-{zlib.crc32(request):08x}")
     path = study.output / "loadings" / f"{label}.npz"
     if path.exists():
         return read_truth(path), label, lambda: None

@@ -13,6 +13,13 @@ import jax
 import scipy.linalg  # noqa: F401  # loads the LAPACK that JAX calls, so that `threadpool_limits` reaches it
 from threadpoolctl import threadpool_limits
 
+
+def pytest_configure(config):
+    """Quick tests spend their time in compiling small programs: a third of it is saved where these are not optimised."""
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

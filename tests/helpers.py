@@ -133,6 +133,13 @@ def problem(hierarchy: Hierarchy, seed: int = 0, noise: float = 0.1, n: int = 20
     return Truth(jnp.asarray(loadings), jnp.asarray(noise, float), hierarchy), SampleCovariance(jnp.asarray(S), n=n)
 
 
+def normal_truth(rng: np.random.Generator, hierarchy: Hierarchy, noise_variance: np.ndarray, noise: str) -> Truth:
+    """A truth whose loadings are normal with variance 4/d_m in modality m: every column has a squared norm of about 4 there."""
+    scale = np.sqrt(4 / np.repeat(hierarchy.dims, hierarchy.dims))
+    loadings = jnp.asarray(scale[:, None] * masked_normal(rng, hierarchy))
+    return Truth(loadings, jnp.asarray(noise_variance), hierarchy, noise=noise)
+
+
 def stacked(trees):
     """Equal pytrees stacked along a new leading axis, for vmap."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

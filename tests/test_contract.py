@@ -1,5 +1,8 @@
 """Every entry of the registries keeps the contract."""
 
+import re
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +22,7 @@ from helpers import (
 )
 
 from hcl_jax import ESTIMATORS, LIMITS, Estimate, Hierarchy, SampleCovariance
+from hcl_jax.estimators.estimate import ON_BOUND
 from hcl_jax.experiments.recovery import RECOVERY_LIMITS
 
 # Equal dimensions and ranks: permuting the modalities maps these to themselves, so one compiled program serves both orders.
@@ -117,7 +121,7 @@ def test_other_units_scale_the_estimate(name):
 def test_broken_input_has_status_two(name):
     hierarchy = symmetric(name)
     S = problem(hierarchy, noise=0.5, n=500)[1]
-    broken = SampleCovariance(S.matrix.at[3, :].set(jnp.nan).at[:, 3].set(jnp.nan), n=500)
+    broken = eqx.tree_at(lambda S: S.matrix, S, S.matrix.at[3, :].set(jnp.nan).at[:, 3].set(jnp.nan))
     estimate = fitted_by(name)(broken, hierarchy)
     assert estimate.status == 2, f"{name}: status {int(estimate.status)} for a covariance with NaN"
 
@@ -137,18 +141,32 @@ def test_the_published_methods_refuse_other_hierarchies(name, hierarchy):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", LIKELIHOOD)
-def test_the_likelihood_needs_more_degrees_of_freedom_than_factors(name):
-    with pytest.raises(ValueError, match="hierarchy: has K = 4 factors for ν = n − 1 = 4 degrees of freedom"):
-        ESTIMATORS[name](SampleCovariance(jnp.eye(16), n=5), PAIR)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_problems_that_do_not_fit_together_are_refused(name):
+    """Before anything is computed, compiled or not; the degrees of freedom only where they are known."""
+    hierarchy = symmetric(name)
+    d, K = hierarchy.n_features, hierarchy.n_factors
+    every = Hierarchy((2, 3, 2), {(1,): 2, (2,): 3, (3,): 2})
+    static = {
+        f"hierarchy: has dims {hierarchy.dims}, {d} features; expected 5, as": (SampleCovariance(jnp.eye(5), n=100), hierarchy),
+        "hierarchy: has K = 7 factors for 7 features; expected fewer": (SampleCovariance(jnp.eye(7), n=100), every),
+    }
+    few = (SampleCovariance(jnp.eye(d), n=K + 1), hierarchy)
+    cases = static | {f"hierarchy: has K = {K} factors for ν = n − 1 = {K} degrees of freedom; expected K < ν": few}
+    for run, refused in ((ESTIMATORS[name], cases), (fitted_by(name), static)):
+        for message, misfits in refused.items():
+            with pytest.raises(ValueError, match=re.escape(message)):
+                run(*misfits)
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in PUBLISHED])
-def test_factors_for_every_feature_are_refused(name):
-    """K = d leaves nothing to estimate the noise from."""
-    full = Hierarchy((2, 2), {(1,): 2, (2,): 2})
-    with pytest.raises(ValueError, match="top_values: has 4 eigenvalues; expected fewer than the 4 features"):
-        ESTIMATORS[name](SampleCovariance(jnp.eye(4), n=100), full)
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in LIKELIHOOD])
+def test_a_fit_that_leaves_no_noise_ends_on_a_bound(name):
+    """K = ν factors take all of the variance; compiled code, which does not know n, says so in the status."""
+    hierarchy = symmetric(name)
+    x = np.random.default_rng(0).standard_normal((hierarchy.n_factors + 1, hierarchy.n_features))
+    estimate = fitted_by(name)(SampleCovariance(np.cov(x.T), n=hierarchy.n_factors + 1), hierarchy)
+    assert estimate.noise_variance == 0
+    assert estimate.status == ON_BOUND
 
 
 @pytest.mark.parametrize("name", RECOVERY_LIMITS)

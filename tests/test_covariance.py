@@ -89,6 +89,29 @@ def test_covariance_of_data(n):
     assert float(S.n) == n
 
 
+@pytest.mark.parametrize("form", ["matrix", "rows"])
+def test_covariance_of_data_far_from_zero(form):
+    """In single precision with means up to 1e8 standard deviations, against float64 on the same numbers; compiled too."""
+    rng = np.random.default_rng(3)
+    means = np.array([0, 1e4, 1e6, 3e7, 1e8 + 4], np.float32)
+    views = [(rng.standard_normal((3, 200, 5)) + means).astype(np.float32), rng.standard_normal((3, 200, 2)).astype(np.float32)]
+    views[0][:, 0] = 1e6  # an outlying first row
+
+    def covariance(views):
+        return SampleCovariance.from_data(views, form=form).block(slice(None), slice(None))
+
+    mapped = jax.jit(jax.vmap(covariance))(views)
+    for i, one in enumerate(mapped):
+        expected = np.cov(np.concatenate([view[i] for view in views], axis=1).T.astype(float))
+        scale = np.sqrt(np.diagonal(expected))
+        for found in (one, covariance([view[i] for view in views])):
+            assert_at_most(
+                np.abs((np.asarray(found, float) - expected) / scale / scale[:, None]).max(),
+                2e-5,
+                "error in units of the variances",
+            )
+
+
 @given(n_factors=st.sampled_from([1, 3, 8]), rows=st.sampled_from([6, 20]), seed=st.integers(0, 99))
 @PROPERTY
 def test_noise_variance_is_the_mean_of_the_smallest_eigenvalues(n_factors, rows, seed):
@@ -196,6 +219,35 @@ def test_factored_covariance_works_under_jit_and_vmap():
         (lambda: SampleCovariance(jnp.eye(3), n=float("nan")), "n: is nan; expected at least 2 samples"),
         (lambda: SampleCovariance(n=5), "matrix, data: expected exactly one of the two"),
         (lambda: SampleCovariance(jnp.eye(3), data=jnp.eye(3), n=5), "matrix, data: expected exactly one of the two"),
+        (lambda: SampleCovariance(jnp.eye(3), n=np.inf), "n: is inf; expected at least 2 samples"),
+        (lambda: SampleCovariance(jnp.ones((2, 3)), n=5), r"matrix: has shape \(2, 3\); expected a square matrix"),
+        (lambda: SampleCovariance(np.eye(3) * 1j, n=5), "matrix: has type complex128"),
+        (lambda: SampleCovariance(data=np.eye(3) * 1j, n=5), "data: has type complex128"),
+        (lambda: SampleCovariance(data=jnp.ones(3), n=5), r"data: has shape \(3,\); expected a matrix"),
+        (lambda: SampleCovariance(data=jnp.full((4, 3), jnp.inf), n=5), "data: holds NaN or infinite values"),
+        (lambda: SampleCovariance(jnp.eye(3).at[1, 1].set(jnp.nan), n=5), "matrix: holds NaN or infinite values"),
+        (lambda: SampleCovariance(jnp.zeros((3, 3)), n=5), "matrix: has trace 0; expected a positive one"),
+        (lambda: SampleCovariance(-jnp.eye(3), n=5), "matrix: has trace -3; expected a positive one"),
+        (lambda: SampleCovariance(jnp.diag(jnp.array([3.0, -1.0])), n=5), r"matrix: has -1 on its diagonal, at \(1, 1\)"),
+        (
+            lambda: SampleCovariance(jnp.tril(jnp.full((3, 3), 0.5) + jnp.eye(3)), n=5),
+            r"matrix: has 0 at \(0, 1\) and 0.5 at \(1, 0\); expected a symmetric matrix",
+        ),
+        (
+            lambda: SampleCovariance(jnp.array([[1.0, 3.0], [3.0, 4.0]]), n=5),
+            r"matrix: has 3 at \(0, 1\) between features of variances 1 and 4; expected at most 2",
+        ),
+        (lambda: SampleCovariance.from_data([]), "views: are none; expected at least one matrix"),
+        (lambda: SampleCovariance.from_data([np.ones((4, 2)) * 1j]), "views: view 1 has type complex128"),
+        (
+            lambda: SampleCovariance.from_data([np.eye(4)[:1]]),
+            "views: have 1 row; expected at least 2",
+        ),
+        (
+            lambda: SampleCovariance.from_data([np.eye(4), np.eye(4)[:, :0]]),
+            r"view 2 has shape \(4, 0\); expected at least one sample and one feature",
+        ),
+        (lambda: SampleCovariance.from_data([1e30 * jnp.eye(4, dtype=jnp.float32)]), "squares leave the range of float32"),
         (lambda: SampleCovariance.from_data([jnp.ones((4, 2)), jnp.ones((5, 2))]), r"view 2 has shape \(5, 2\); expected 4 rows"),
         (
             lambda: SampleCovariance.from_data([jnp.ones((4, 2)), jnp.full((4, 3), jnp.nan)]),
@@ -211,6 +263,16 @@ def test_refusals_name_the_argument(make, message):
     with pytest.raises(ValueError, match=message) as refusal:
         make()
     assert "\n" not in str(refusal.value)
+
+
+def test_covariances_are_taken_up_to_rounding():
+    """As sums in single precision leave them: a little unsymmetric, a correlation of 1 + 1e-6, a constant feature below 0."""
+    S = np.array([[4, 2 + 2e-6, 0], [2 - 2e-6, 1, 0], [0, 0, -1e-16]])
+    assert SampleCovariance(S, n=5).n_features == 3
+    assert SampleCovariance(np.array([[2, 1], [1, 3]], ">i4"), n=5).dtype == np.float64
+    assert SampleCovariance(np.eye(2, dtype=np.float16), n=5).dtype == np.float32
+    one_of_none = jax.vmap(lambda S: SampleCovariance(S, n=5).trace())(jnp.stack([-jnp.eye(2), jnp.full((2, 2), jnp.nan)]))
+    assert float(one_of_none[0]) == -2, "within compiled and mapped code values are not known, and not checked"
 
 
 BLIND = Hierarchy((4, 3, 5), {(1, 3): 2, (3,): 1})  # whose second modality sees nothing

@@ -10,8 +10,10 @@ from helpers import assert_refused
 import simulations.real_prediction as real_prediction
 from figures import downstream as drawing
 from figures import real_prediction as real_drawing
-from hcl_jax import Hierarchy
-from hcl_jax.experiments import read_results
+from figures.means import mean_table
+from hcl_jax import ESTIMATORS, Estimate, Hierarchy
+from hcl_jax.baselines.linear import LinearFit
+from hcl_jax.experiments import downstream, read_results
 from hcl_jax.experiments.downstream import (
     Downstream,
     DownstreamCell,
@@ -21,6 +23,8 @@ from hcl_jax.experiments.downstream import (
     split_method,
     unlabelled_rows,
 )
+from hcl_jax.experiments.methods import estimator
+from hcl_jax.prediction import least_squares
 from simulations.downstream import PRESETS, main
 
 TINY = ["--dims", "7", "6", "5", "--rank", "1", "--no-progress"]
@@ -63,25 +67,58 @@ def test_an_added_method_is_paired_with_what_is_there_and_changes_nothing(result
     assert alone["value"].to_numpy().tobytes() == among["value"].to_numpy().tobytes()
 
 
+def test_the_limit_over_itself_is_one_and_there_is_no_ratio_to_an_excess_of_zero(results):
+    means = mean_table(read_results(results))
+    limit = means.filter(pl.col("method") == "bayes")
+    assert set(limit.filter(pl.col("ratio") != 1)["metric"]) == set()
+    assert set(limit.filter(pl.col("ratio").is_null())["metric"]) == {"bayes_excess", "excess_risk"}
+    assert means.filter(pl.col("metric") == "bayes_excess")["ratio"].null_count() == 4 * len(METHODS[1:])
+
+
 def test_figures_are_drawn_from_the_table(results, tmp_path):
-    drawn = dict(drawing.figures(read_results(results)))
-    assert {"downstream_prediction_n", "downstream_prediction_m", "downstream_coefficients_m"} <= set(drawn)
-    panel = drawn["downstream_prediction_n"].axes[0]
+    figures = dict(drawing.figures(read_results(results)))
+    assert {"downstream_prediction_n", "downstream_prediction_m", "downstream_coefficients_m"} <= set(figures)
+    panel = figures["downstream_prediction_n"].axes[0]
     lines = {line.get_label(): line.get_ydata() for line in panel.get_lines()}
-    assert any("n" in panel.get_xlabel() for panel in drawn["downstream_prediction_n"].axes)
+    assert any("n" in panel.get_xlabel() for panel in figures["downstream_prediction_n"].axes)
     assert lines, "nothing was drawn"
 
 
-def test_rows_and_covariance_are_the_same_draw():
-    drawn = jax.jit(lambda shared, i: draw(DrawSpec.of(CELL, "float64"), shared, i))(
-        Downstream().shared_arguments(CELL, 0, "float64"), jnp.uint32(1)
-    )
+@pytest.fixture(scope="module")
+def drawn():
+    program = jax.jit(lambda shared, i: draw(DrawSpec.of(CELL, "float64"), shared, i))
+    return program(Downstream().shared_arguments(CELL, 0, "float64"), jnp.uint32(1))
+
+
+def test_rows_and_covariance_are_the_same_draw(drawn):
     views, y = unlabelled_rows(drawn, CELL.n)
     rows = jnp.concatenate(views, axis=1)
     np.testing.assert_allclose(rows.T @ rows / (CELL.n - 1), drawn.covariance.matrix, rtol=1e-8, atol=1e-9)
     residual = y - rows @ drawn.truth.conditional_mean()
     # 60 normal residuals: their variance lies within 60 % of the truth's with probability above 0.999
     assert abs(float(residual.var()) / float(drawn.truth.conditional_variance()) - 1) < 0.6
+
+
+def test_a_method_may_say_how_noise_differs(monkeypatch):
+    told = []
+    monkeypatch.setitem(ESTIMATORS, "hcl-vb", lambda covariance, hierarchy, noise="shared": told.append(noise))
+    for name in ("hcl-vb@view", "hcl-vb"):
+        estimator(name)(None, None)
+    assert told == ["view", "shared"]
+
+
+def test_debiasing_subtracts_the_noise_of_the_scores_with_a_variance_a_feature(drawn):
+    seen = {}
+
+    def regress(moments, hierarchy, noise_gram):
+        seen["gram"] = noise_gram
+        return least_squares(moments)
+
+    for noise in (jnp.linspace(0.1, 2.0, 18), jnp.asarray(0.5)):
+        zero = jnp.zeros((), int)
+        score_map, _ = downstream._debiased(regress, Estimate(drawn.truth.loadings, noise, zero, zero, jnp.zeros(())), drawn)
+        psi = np.diag(np.broadcast_to(noise, 18))
+        np.testing.assert_allclose(seen["gram"], np.asarray(score_map).T @ psi @ np.asarray(score_map), rtol=1e-9, atol=1e-12)
 
 
 def test_every_method_has_stages():
@@ -102,6 +139,7 @@ def test_every_method_has_stages():
         (["--response-noise-variance", "0"], ["--response-noise-variance", "positive"]),
         (["--methods", "hcl-ml"], ["--methods", "unknown 'hcl-ml'", "hcl-ml+posterior"]),
         (["--methods", "jive+debiased"], ["--methods", "jive+debiased"]),
+        (["--methods", "jive@view+ridge"], ["--methods", "jive@view+ridge", "hcl-ml or hcl-vb"]),
         (["--methods", "hcl-ml+posterior", "--n-grid", "5"], ["--n-grid", "more than"]),
         (["--metric", "mse"], ["--metric", "rmse"]),
     ],
@@ -129,7 +167,7 @@ def two_classes(tmp_path_factory):
     z = label + 0.3 * rng.standard_normal(60)
     path = tmp_path_factory.mktemp("data") / "two.npz"
     views = {name: np.outer(z, rng.standard_normal(d)) + 0.5 * rng.standard_normal((60, d)) for name, d in (("a", 6), ("b", 5))}
-    np.savez(path, **views, label=label, one=np.zeros(60, int))
+    np.savez(path, **views, label=label)
     return path
 
 
@@ -151,11 +189,11 @@ def test_real_data_are_split_fitted_and_reported(two_classes, tmp_path, capsys):
     np.testing.assert_allclose(shares.group_by("method", "split").agg(pl.col("share").sum())["share"], 1)
     strongest = shares.filter(pl.col("method") == "hcl-ml+group").sort("share")["structure"][-1]
     assert strongest == "12"
-    assert drawn(tmp_path) == ["real_prediction_accuracy.png", "real_prediction_structures.png"]
+    assert drawn_files(tmp_path) == ["real_prediction_accuracy.png", "real_prediction_structures.png"]
     assert "accuracy" in capsys.readouterr().out
 
 
-def drawn(folder):
+def drawn_files(folder):
     real_drawing.main(real_drawing.Arguments(results=folder, folder=folder, formats=("png",)))
     return sorted(path.name for path in folder.glob("*.png"))
 
@@ -173,7 +211,7 @@ def test_real_data_are_resumed_and_added_to(two_classes, tmp_path, capsys):
     resumed, alone = (pl.read_parquet(tmp_path / folder / "tcga-accuracy.parquet") for folder in ("parts", "whole"))
     assert resumed.head(3).equals(first)  # seconds and all: none was computed again
     assert resumed.drop("seconds").sort("method", "split").equals(alone.drop("seconds").sort("method", "split"))
-    assert drawn(tmp_path / "parts") == ["real_prediction_accuracy.png"]  # no method has shares of structures
+    assert drawn_files(tmp_path / "parts") == ["real_prediction_accuracy.png"]  # no method has shares of structures
     capsys.readouterr()
     other = tmp_path / "other.npz"
     other.write_bytes(two_classes.read_bytes() + b" ")
@@ -214,8 +252,57 @@ def test_bad_real_input_is_one_line(two_classes, tmp_path, capsys, arguments, wo
     assert_refused(real_prediction.main, ["--file", str(two_classes), *arguments], words, tmp_path / "out", capsys)
 
 
-def test_labels_of_one_class_are_refused(two_classes, tmp_path, capsys, monkeypatch):
-    data = real_prediction.DataSet("two.npz", ("a", "b"), "one", (), joint=1, individual=(1, 1))
-    monkeypatch.setitem(real_prediction.DATA, "tcga", data)
-    assert real_prediction.main(["--file", str(two_classes), "--output", str(tmp_path / "out")]) == 2
-    assert "one class" in capsys.readouterr().err
+def overfitted(views, hierarchy, *, y, key):
+    """A score that is the response itself on the rows that it is learned from, with more features than rows."""
+    X = jnp.concatenate(views, axis=1)
+    d = X.shape[1]
+    score_map = jnp.linalg.lstsq(X, y)[0][:, None]
+    zero, whole = jnp.zeros(()), jnp.zeros((), int)
+    ones = jnp.ones((len(views), 1), bool)
+    return LinearFit(jnp.zeros(d), jnp.ones(d), score_map, X @ score_map, score_map, ones, zero, whole, whole, hierarchy.dims)
+
+
+def test_labels_of_noise_are_not_predicted_by_scores_that_learned_them(monkeypatch):
+    """In-sample, the penalty's cross-validation would see a score that separates the classes, and find a loss of nearly 0."""
+    monkeypatch.setitem(real_prediction.BASELINES, "mmfl", overfitted)
+    rng = np.random.default_rng(0)
+    views = [jnp.asarray(rng.standard_normal((90, d))) for d in (60, 50)]
+    labels = jnp.asarray(rng.permutation(np.arange(90) % 2))
+    split = real_prediction.Split(views, views, labels, labels)
+    data = real_prediction.DataSet("", ("a", "b"), "label", (), joint=1, individual=(1, 1))
+    representations = real_prediction.Representations(data, Hierarchy((60, 50), {(1, 2): 1}))
+    fit, scores = real_prediction.classify(representations, "mmfl", split, jax.random.key(0), 2)
+    assert abs(np.corrcoef(scores[0][:, 0], labels)[0, 1]) > 0.99
+    assert float(fit.held_out) > 0.95 * np.log(2)
+
+
+def test_differences_are_paired_and_their_errors_corrected():
+    values = {"raw": [0.5, 0.7, 0.9], "pca": [0.4, 0.6, 0.8]}
+    columns = {"test_share": 0.5, "split": [0, 1, 2] * 2, "method": np.repeat(list(values), 3), "log_loss": 0.1, "dimension": 2}
+    accuracy = pl.DataFrame(columns | {"accuracy": np.concatenate(list(values.values())), "seconds": 1.0, "status": 0})
+    rows = {row["method"]: row for row in real_prediction.summary(accuracy).iter_rows(named=True)}
+    np.testing.assert_allclose([rows["pca"]["difference"], rows["pca"]["difference_error"]], [-0.1, 0], atol=1e-12)
+    assert rows["pca"]["error"] == pytest.approx(0.2 * np.sqrt(1 / 3 + 1))
+    drawn = real_drawing.corrected_means(accuracy, "accuracy", ["method"])
+    assert drawn.filter(pl.col("method") == "pca")["sem"].item() == pytest.approx(rows["pca"]["error"])
+    alone = real_prediction.summary(accuracy.filter(pl.col("method") == "pca"))
+    assert alone["difference"].null_count() == 1
+
+
+@pytest.mark.usefixtures("_two")
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros(60, int), ["--file", "'label'", "one class"]),
+        (np.repeat(["a", "rare"], [59, 1]), ["--file", "'label'", "one row of class rare", "at least two rows"]),
+        (np.arange(59) % 2, ["--file", "shape (59,)", "60 rows"]),
+        (np.array([None, 1] * 30), ["--file", "'label'", "cannot be read"]),
+        (np.arange(60) // 2, ["--test-share", "18 of 60 rows", "30 classes"]),
+    ],
+    ids=["one class", "one row", "too few", "objects", "more classes than test rows"],
+)
+def test_labels_that_cannot_be_split_are_one_line(two_classes, tmp_path, capsys, labels, words):
+    with np.load(two_classes) as held:
+        views = {name: held[name] for name in ("a", "b")}
+    np.savez(tmp_path / "bad.npz", label=labels, **views)
+    assert_refused(real_prediction.main, ["--file", str(tmp_path / "bad.npz")], words, tmp_path / "out", capsys)

@@ -65,27 +65,16 @@ def test_slope_error_is_the_spread_of_slopes():
     assert np.std(slopes) == pytest.approx(np.mean(sems), rel=0.07)  # four standard errors of a standard deviation
 
 
-def test_means_leave_out_what_is_not_finite_and_the_limit_is_a_root_mean_square():
-    values = {"hcl-ml": [1.0, 3.0, np.nan], "cramer-rao": [1.0, 7.0, 5.0]}
-    table = pl.DataFrame({"n": [10] * 6, "method": np.repeat(list(values), 3), "value": np.concatenate(list(values.values()))})
-    means = {row["method"]: row for row in curves.error_curves(table).iter_rows(named=True)}
-    assert means["hcl-ml"]["mean"] == 2.0
-    assert means["hcl-ml"]["sem"] == pytest.approx(1.0)
-    assert means["cramer-rao"]["mean"] == pytest.approx(5.0)
-
-
-def test_ratio_to_the_limit_is_paired():
-    rng = np.random.default_rng(2)
-    ratios = []
-    for _ in range(400):
-        limit = np.exp(0.2 * rng.standard_normal(50))
-        error = 1.1 * limit * np.exp(0.01 * rng.standard_normal(50))
-        values, methods = np.concatenate([error, limit]), np.repeat(["hcl-ml", "cramer-rao"], 50)
-        table = pl.DataFrame({"n": [10] * 100, "replicate": [*range(50)] * 2, "method": methods, "value": values})
-        ratios.append(curves.over_limit(table).select("mean", "sem").row(0))
-    means, sems = np.array(ratios).T
-    assert np.std(means) == pytest.approx(np.mean(sems), rel=0.15)  # four standard errors of a standard deviation
-    assert np.mean(sems) < 0.02  # unpaired it would be 0.03
+def test_curves_leave_out_what_is_not_finite():
+    values = {"hcl-ml": [1.0, 7.0, np.nan], "cramer-rao": [1.0, 7.0, 5.0]}
+    columns = {"n": 10, "replicate": [0, 1, 2] * 2, "method": np.repeat(list(values), 3), "metric": "gram_frobenius", "status": 0}
+    table = pl.DataFrame(columns | {"value": np.concatenate(list(values.values()))})
+    drawn = {
+        average: dict(curves.error_curves(table, average=average).select("method", "mean").rows()) for average in ("rms", "mean")
+    }
+    assert drawn["rms"] == {"hcl-ml": pytest.approx(5.0), "cramer-rao": pytest.approx(5.0)}
+    assert drawn["mean"]["hcl-ml"] == 4.0
+    assert dict(curves.over_limit(table).select("method", "mean").rows()) == {"hcl-ml": pytest.approx(1.0)}
 
 
 def test_failures_are_counted_under_the_figure():
@@ -94,9 +83,9 @@ def test_failures_are_counted_under_the_figure():
     table = table.with_columns(status=pl.when(failed).then(2).otherwise("status"))
     figure = recovery.fig_global_errors(table)
     note = figure.get_supxlabel().replace("\n", " ")
-    assert "20 replicates" in note
-    assert "Non-finite, left out of the means: HCL-GD 3 of 40." in note
-    assert "Out of steps, kept in the means: none." in note
+    assert "Root mean square ± standard error over 20 replicates" in note
+    assert "Non-finite, left out of the averages: HCL-GD 3 of 40." in note
+    assert "Out of steps, kept in the averages: none." in note
 
 
 def test_global_figure_has_a_panel_a_metric_and_setting_and_slopes_in_its_legends():
@@ -126,6 +115,24 @@ def test_wrong_hierarchies_show_every_variant():
     figure = recovery.fig_wrong_hierarchies(table)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()][0] == "true"
     assert len(figure.axes[0].get_xticks()) == 5
+
+
+def test_kinds_of_noise_share_all_but_line_and_label_with_their_estimator():
+    plain, view, feature = (style.method_style(f"hcl-vb{kind}+posterior") for kind in ("", "@view", "@feature"))
+    assert (plain.colour, plain.marker) == (view.colour, view.marker) == (feature.colour, feature.marker)
+    assert len({str(look.line) for look in (plain, view, feature)}) == 3
+    assert view.label == "HCL-VB, noise by view"
+    assert style.ordered(["naive-svd", "hcl-ml", "hcl-vb@view", "hcl-vb"]) == ["hcl-vb", "hcl-vb@view", "hcl-ml", "naive-svd"]
+
+
+def test_settings_that_differ_have_files_of_their_own():
+    setting = {"dims": "6x5", "structures": "12,1,2", "ranks": "1,1,1", "noise_variance": 0.3}
+    slugs = [
+        curves.setting_slug(setting | more)
+        for more in ({}, {"noise_variance": 0.30000000000000004}, {"loadings": "rna/counts"}, {"loadings": "β" * 200})
+    ]
+    assert len(set(slugs)) == 4
+    assert all("/" not in slug and len(slug.encode()) <= 120 for slug in slugs)
 
 
 def test_unknown_metric_is_refused_with_its_name():

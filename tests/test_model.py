@@ -7,12 +7,24 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import CHAIN, SHARED, TWO, assert_at_least, assert_at_most, assert_close, assert_within, problem, relative
+from helpers import (
+    CHAIN,
+    SHARED,
+    TWO,
+    assert_at_least,
+    assert_at_most,
+    assert_close,
+    assert_within,
+    normal_truth,
+    problem,
+    relative,
+)
 from scipy import stats
 
 from hcl_jax import (
     LATENT_LAWS,
     Hierarchy,
+    SampleCovariance,
     sample_data_covariance,
     sample_factored_covariance,
     sample_loadings,
@@ -20,7 +32,7 @@ from hcl_jax import (
     sample_truth,
     sample_wishart_covariance,
 )
-from hcl_jax.model import Truth
+from hcl_jax.model import ResponseTruth, Truth
 
 FLOAT = jnp.dtype(float)
 draw_loadings = jax.jit(jax.vmap(sample_loadings, (0, None, None)), static_argnums=(1, 2))
@@ -77,6 +89,33 @@ def test_truth_knows_its_covariance():
     L = np.asarray(truth.loadings)
     assert_close(truth.gram(), L @ L.T, "ΛΛᵀ")
     assert_close(truth.covariance(), L @ L.T + 0.3 * np.eye(16), "Σ")
+
+
+def unequal(hierarchy):
+    """A truth with a noise variance of its own for every feature."""
+    return normal_truth(np.random.default_rng(0), hierarchy, np.linspace(0.2, 3, hierarchy.n_features), "feature")
+
+
+def test_draws_with_unequal_noise_have_the_covariance_of_the_truth():
+    """The mean of Wishart draws is Σ, and so is the covariance of rows."""
+    truth = unequal(SHARED)
+    Sigma = np.asarray(truth.loadings @ truth.loadings.T) + np.diag(truth.noise_variance)
+    assert_close(truth.covariance(), Sigma, "Σ")
+    draws = draw_wisharts(jr.split(jr.key(6), 5000), truth, 30.0).matrix
+    assert_at_most(z_of_means(draws, truth, 29).max(), 4.5, "largest z of a mean among 45 entries")
+    rows, _ = sample_observations(jr.key(7), truth, 20_000)
+    sample = SampleCovariance.from_data([rows]).matrix
+    assert_at_most(z_of_means(sample[None], truth, 19_999).max(), 4.5, "largest z of the covariance of rows")
+
+
+def test_conditional_mean_and_variance_are_those_of_gaussian_conditioning():
+    truth = unequal(TWO)
+    beta = np.random.default_rng(1).standard_normal(5)
+    told = ResponseTruth(truth.loadings, truth.noise_variance, TWO, jnp.asarray(beta), jnp.asarray(0.3), noise="feature")
+    cross, Sigma = np.asarray(truth.loadings) @ beta, np.asarray(truth.covariance())
+    coefficients = np.linalg.solve(Sigma, cross)
+    assert_close(told.conditional_mean(), coefficients, "Σ⁻¹Λβ")
+    assert_close(told.conditional_variance(), 0.3 + beta @ beta - cross @ coefficients, "Var(y|x)")
 
 
 @pytest.mark.parametrize("n", [30.0, 10.0])
@@ -173,8 +212,13 @@ def test_draws_follow_the_dtype():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda truth: sample_truth(jr.key(0), TWO, -0.5), "noise_variance: is -0.5; expected a non-negative number"),
+        (lambda truth: sample_truth(jr.key(0), TWO, -0.5), "noise_variance: is -0.5; expected non-negative numbers"),
         (lambda truth: sample_truth(jr.key(0), TWO, float("nan")), "noise_variance: is nan"),
+        (
+            lambda truth: sample_truth(jr.key(0), TWO, jnp.array([0.5, 0.2]), noise="view"),
+            r"noise_variance: has shape \(2,\); expected one number, or one for each of 16 features",
+        ),
+        (lambda truth: sample_truth(jr.key(0), TWO, jnp.ones(16)), "noise: is 'shared' for noise variances of shape"),
         (lambda truth: sample_wishart_covariance(jr.key(0), truth, 16), "n: is 16; expected at least 17, one more"),
         (lambda truth: sample_factored_covariance(jr.key(0), truth, 1), "n_samples: is 1; expected at least 2 samples"),
         (

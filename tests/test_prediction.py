@@ -312,6 +312,15 @@ def test_softmax_ridge_is_that_of_scikit_learn_at_its_penalty():
     np.testing.assert_allclose(fit.log_probabilities(POINTS), reference.predict_log_proba(np.asarray(POINTS)), atol=2e-2)
 
 
+def test_scores_by_fold_that_are_those_of_all_rows_change_nothing():
+    fit = softmax_regression(POINTS, LABELS, 3, key=jr.key(0))
+    by_fold = softmax_regression(POINTS, LABELS, 3, key=jr.key(0), fold_scores=jnp.stack([POINTS] * 5))
+    for one, other in zip(jax.tree.leaves(fit), jax.tree.leaves(by_fold), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match=r"fold_scores: has shape \(4, 150, 7\); expected \(5, 150, 7\)"):
+        softmax_regression(POINTS, LABELS, 3, key=jr.key(0), fold_scores=jnp.stack([POINTS] * 4))
+
+
 def test_the_softmax_group_penalty_meets_its_optimality_conditions():
     fit = classify_groups(POINTS, LABELS, jr.key(0))
     probabilities = np.exp(fit.log_probabilities(POINTS))

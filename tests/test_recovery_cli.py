@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 
 from hcl_jax import Hierarchy
 from hcl_jax.experiments import read_results
-from hcl_jax.real_data import fit_truth, gaussian_log_likelihood, keep_columns, read_truth, truth_bytes
+from hcl_jax.real_data import fit_truth, gaussian_log_likelihood, read_truth, truth_bytes
 from hcl_jax.views import load_views
 from simulations.recovery import PRESETS, main, parse_study
 
@@ -61,6 +61,10 @@ def test_a_study_runs_resumes_and_describes_itself(tmp_path, capsys):
         (["--structures", "12", "21"], ["--structures", "each once"]),
         (["--dims", "5", "4", "4", "--dims", "5", "4", "4"], ["--dims", "each once"]),
         (["--batched", "--devices", "2"], ["--devices", "2", "--batched"]),
+        (["--methods", "hcl-best@view"], ["--methods", "unknown 'hcl-best'", "hcl-vb"]),
+        (["--methods", "hcl-vb@column"], ["--methods", "'hcl-vb@column'", "shared, view, feature"]),
+        (["--methods", "hcl-svd@view"], ["--methods", "'hcl-svd@view'", "hcl-ml or hcl-vb"]),
+        (["--methods", "hcl-ml@view", "--n-grid", "5"], ["--n-grid", "hcl-ml@view", "more than"]),
         (["--methods", "hcl-best"], ["--methods", "hcl-best", "hcl-vb"]),
         (["--methods", "hcl-ml", "--n-grid", "5"], ["--n-grid", "hcl-ml", "more than"]),
         (["--methods", "hcl-gd-published", "--structures", "123", "1"], ["--methods", "hcl-gd-published"]),
@@ -183,17 +187,6 @@ def test_a_kept_truth_is_read_back_unchanged(tmp_path):
     assert {name: value for name, value in vars(again).items() if name != "loadings"} == {
         name: value for name, value in vars(truth).items() if name != "loadings"
     }
-
-
-def test_columns_move_to_the_modalities_that_keep_them():
-    hierarchy = Hierarchy.full((4, 4), 2)
-    loadings = np.where(hierarchy.mask, 1.0, 0.0)
-    loadings[hierarchy.rows(2), 0] = 0  # a shared column that only modality 1 keeps
-    loadings[:, hierarchy.columns((2,))] = 0
-    relevances = np.stack([np.sum(loadings[hierarchy.rows(m)] ** 2, axis=0) for m in (1, 2)])
-    kept, structures = keep_columns(loadings, relevances, hierarchy)
-    assert str(structures) == "12:1,1:3"
-    np.testing.assert_allclose(kept @ kept.T, loadings @ loadings.T)
 
 
 def test_the_gaussian_likelihood_is_that_of_scipy():

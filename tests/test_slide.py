@@ -267,11 +267,11 @@ def test_individual_structures_cost_at_least_separate_decompositions():
 def test_variance_explained_is_that_of_the_columns():
     views = draw(THREE)
     fitted = compiled(views, THREE, key=KEY)
-    Z, T, V = standardised(views), np.asarray(transform(fitted, views)), np.asarray(fitted.loadings)
+    Z, U, V = standardised(views), np.asarray(transform(fitted, views)), np.asarray(fitted.loadings)
     table = variance_explained(fitted, views)
     column = THREE.columns((1, 2)).start
     rows = THREE.rows(1)
-    expected = 1 - np.sum((Z[:, rows] - np.outer(T[:, column], V[rows, column])) ** 2)
+    expected = 1 - np.sum((Z[:, rows] - np.outer(U[:, column], V[rows, column])) ** 2)
     assert_at_most(abs(table[1, (1, 2)] - expected), 1e-12, "error of the share of view 1 explained by 12")
     assert table[3, (1, 2)] == 0
     assert activity(fitted) == dict(THREE.ranks)

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from hcl_jax import Hierarchy
-from hcl_jax.experiments.cell import Cell
+from hcl_jax.experiments.cell import Cell, path_name
 from hcl_jax.experiments.store import Identity, OutputError, Part, Store, aligned_parts, read_results
 
 IDENTITY = Identity("recovery", seed=0, dtype="float64", version="0.1.0")
@@ -129,6 +129,28 @@ def test_long_names_are_cut_and_completed_by_their_checksum():
     whole = f"dims=6x5,rank=1,n=10,noise_variance=1,loadings={label}"
     assert len(name) == 120
     assert name == f"{whole[:111]}-{zlib.crc32(whole.encode()):08x}"
+
+
+def test_names_tell_numbers_apart_to_the_last_digit():
+    names = [Cell(Hierarchy.full((6, 5), 2), 10, noise).name for noise in (0.3, 0.30000000000000004, 1e-300, 1.0)]
+    assert [name.rpartition("=")[2] for name in names] == ["0.3", "0.30000000000000004", "1e-300", "1"]
+
+
+@pytest.mark.parametrize("label", ["rna/counts", "..", "a\nb", "β" * 200, "x" * 300, "a:b*?"])
+def test_a_cell_of_any_label_is_stored_found_and_told_apart(tmp_path, label):
+    cell, other = (Cell(Hierarchy.full((6, 5), 1), 10, 1.0, loadings=name) for name in (label, label + "'"))
+    assert cell.name != other.name
+    assert path_name(cell.name) == cell.name
+    assert len(cell.name.encode()) <= 120
+    store = Store(tmp_path, IDENTITY)
+    store.begin({})
+    part = Part(0, 1)
+    store.write(cell.name, "m", part, table(part).with_columns(cell=pl.lit(cell.name)), seconds=1.0)
+    assert store.missing(cell.name, "m", 2) == []
+    assert set(read_results(tmp_path)["cell"]) == {cell.name}
+    assert len(list(tmp_path.glob("cells/*"))) == 1
+    with store.claim(f"{cell.name}/0") as held:
+        assert held
 
 
 def test_the_fitted_hierarchy_does_not_change_the_data():

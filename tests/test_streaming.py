@@ -67,7 +67,17 @@ def test_chunks_give_the_covariance_of_all_rows():
     assert_close(covariance.matrix, direct(views), "covariance")
     assert_close(covariance.matrix, SampleCovariance.from_data([jnp.asarray(view) for view in views]).matrix, "from_data")
     assert covariance.n == 700
-    assert np.array_equal(covariance.matrix, covariance.matrix.T)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_are_symmetric_to_the_last_bit(dtype):
+    """By construction: whatever the two triangles of a product are on this processor."""
+    views = draw_views(mean=3.0, dtype=dtype)
+    parts = [accumulate(in_chunks([view[rows] for view in views], [50]), block_rows=64) for rows in row_ranges(700, 3)]
+    combined = functools.reduce(CovarianceSums.combine, parts)
+    for sums in (*parts, combined):
+        for products in (sums.outer, np.asarray(sums.covariance().matrix)):
+            assert np.array_equal(products, products.T)
 
 
 @PROPERTY
@@ -144,6 +154,55 @@ def test_npy_files_are_mapped_and_a_range_of_rows_taken(npy, dtypes, order):
     assert sums.n == 600
     assert sums.dtype == np.result_type(*dtypes)
     assert_close(sums.covariance().matrix, direct(selected), "files")
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">f2", ">f4", ">f8", "int32", ">i2", "uint8"])
+def test_any_real_numbers_in_any_byte_order_are_taken(npy, dtype):
+    """In files, in chunks and in memory, each to the precision that it computes in."""
+    views = [np.clip(10 * view + 100, 0, 255).astype(dtype) for view in draw_views(n=60)]
+    expected = direct(views)
+    for read in (
+        lambda: accumulate_npy(npy(views)).covariance(),
+        lambda: accumulate([views]).covariance(),
+        lambda: accumulate([[jnp.asarray(view.astype(view.dtype.newbyteorder("="))) for view in views]]).covariance(),
+        lambda: accumulate([[view.tolist() for view in views]]).covariance(),
+        lambda: SampleCovariance.from_data(views, form="matrix"),
+    ):
+        assert_at_most(largest_error(read().matrix, expected), 1e-5, f"{dtype}: error in units of the variances")
+
+
+def test_a_path_that_exists_is_no_glob_and_the_files_of_a_glob_are_alike(tmp_path):
+    rows = draw_views(n=20)[0]
+    frame = pl.DataFrame(rows, schema=list("abcd"))
+    frame.write_parquet(tmp_path / "batch [2].parquet")
+    frame[["d", "b", "a", "c"]].write_parquet(tmp_path / "batch [3].parquet")
+    for path in ("batch [2].parquet", "batch *.parquet"):
+        covariance = accumulate_parquet([tmp_path / path]).covariance()
+        copies = 2 if "*" in path else 1
+        assert_close(covariance.matrix, direct([np.concatenate([rows] * copies)]), path)
+    for name, second, message in (
+        (
+            "dtype",
+            frame.cast({"b": pl.Float32}),
+            "column 'b' of .*dtype2.parquet is Float32; expected Float64, as in .*dtype1.parquet",
+        ),
+        ("less", frame.drop("c"), "column 'c' of .*less2.parquet is missing; expected Float64"),
+        ("more", frame.with_columns(e=1.0), "column 'e' of .*more2.parquet is Float64; expected missing"),
+    ):
+        frame.write_parquet(tmp_path / f"{name}1.parquet")
+        second.write_parquet(tmp_path / f"{name}2.parquet")
+        with pytest.raises(ValueError, match=f"paths: {message}"):
+            accumulate_parquet([tmp_path / f"{name}*.parquet"])
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = tmp_path / "damaged.parquet"
+    pl.DataFrame(draw_views()[0]).write_parquet(path)
+    content = bytearray(path.read_bytes())
+    content[100:2000] = bytes(1900)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="paths: .*damaged.parquet cannot be read"):
+        accumulate_parquet([path])
 
 
 @pytest.mark.parametrize("separate", [True, False])
@@ -248,7 +307,11 @@ def test_bad_arguments_are_named_before_computing(npy, tmp_path):
         "views: are 2; expected 3": lambda: accumulate([views, views[:2]]),
         "views: view 2 has shape (700, 4)": lambda: accumulate([views, [views[0], views[0], views[2]]]),
         "views: view 1 has shape (700,)": lambda: accumulate([[views[0][:, 0]]]),
-        "dtype: is complex128": lambda: accumulate([[views[0] * 1j]]),
+        "views: view 1 has type complex128": lambda: accumulate([[views[0] * 1j]]),
+        "views: view 2 has type complex64": lambda: accumulate([[*views[:2]], [views[0], views[1].astype(np.complex64)]]),
+        "view 1, rows 0 to 699: NaN or infinite values": lambda: accumulate([[np.ma.masked_less(views[0], 0)]]),
+        "views: view 1 cannot be read as numbers": lambda: accumulate([[[[1.0, 2.0], [3.0]]]]),
+        "dtype: is complex128": lambda: CovarianceAccumulator((3,), complex),
         "dims: is (0,)": lambda: accumulate([[views[0][:, :0]]]),
         "block_rows: is 0": lambda: accumulate([views], block_rows=0),
         "memory: is 10; expected room": lambda: accumulate([views], memory=10),

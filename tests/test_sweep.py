@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from helpers import RESULT_KEY, assert_same_bits, sorted_results
 
+from figures.means import mean_table
 from hcl_jax import ESTIMATORS, Hierarchy
 from hcl_jax.experiments import (
     Cell,
@@ -211,12 +212,15 @@ def test_the_summary_is_mean_standard_error_and_ratio_to_the_limit(tmp_path):
         for method in METHODS
     }
     row = summarise(table).filter(pl.col("method") == "hcl-svd").row(0, named=True)
-    limit = np.sqrt(np.mean(values["cramer-rao"] ** 2))
-    expected = (values["hcl-svd"].mean(), values["hcl-svd"].std(ddof=1) / 2, limit, values["hcl-svd"].mean() / limit)
+    root, limit = (np.sqrt(np.mean(values[method] ** 2)) for method in ("hcl-svd", "cramer-rao"))
+    expected = (values["hcl-svd"].mean(), values["hcl-svd"].std(ddof=1) / 2, limit, root / limit)
     np.testing.assert_allclose([row[name] for name in ("mean", "sem", "limit", "ratio")], expected)
     text = format_summary(summarise(table), "gram_frobenius")
     assert "n = 50" in text
     assert f"({row['ratio']:.3f})" in text
+    own = mean_table(table).filter(pl.col("method") == "cramer-rao")
+    assert set(own["metric"]) == set(table.filter(pl.col("method") == "cramer-rao")["metric"])
+    assert own["ratio"].to_list() == [1.0] * len(own)
 
 
 def test_a_dry_run_times_every_program_and_writes_nothing(tmp_path):

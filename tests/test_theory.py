@@ -72,12 +72,11 @@ def replicated(names, hierarchy, noise, n, replicates, metrics=("gram_frobenius"
 
 
 def ratio_to_limit(results, name, metric="gram_frobenius"):
-    """(mean error over the limit's root mean square on the same draws, its standard error by the delta method)."""
-    errors, limits = results[name][metric], results["cramer-rao"][metric]
-    root = np.sqrt(np.mean(limits**2))
-    ratio = errors.mean() / root
-    influence = errors / root - ratio * (limits**2 / root**2) / 2
-    return ratio, influence.std(ddof=1) / np.sqrt(len(errors))
+    """(root mean square error over the limit's on the same draws, its standard error by the delta method)."""
+    squares, limits = results[name][metric] ** 2, results["cramer-rao"][metric] ** 2
+    ratio = np.sqrt(squares.mean() / limits.mean())
+    influence = ratio * (squares / squares.mean() - limits / limits.mean()) / 2
+    return ratio, influence.std(ddof=1) / np.sqrt(len(squares))
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,15 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
+    check_options,
     check_view_ranks,
     given_ranks,
     joint_then_individual,
     stack_blocks,
     stack_views,
 )
-from hcl_jax.linalg import singular_values
+from hcl_jax.compiled import compiled
+from hcl_jax.linalg import spectral_norm, top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
@@ -47,13 +49,10 @@ class AjiveConfig:
     wedin_percentile: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.ranks not in ("given", "given_joint", "selected"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given', 'given_joint' or 'selected'")
+        check_options(self, choices={"ranks": ("given", "given_joint", "selected")}, least={"n_draws": 1})
         if self.signal_ranks is not None and min(self.signal_ranks, default=1) < 1:
             raise ValueError(f"signal_ranks: are {self.signal_ranks}; expected positive integers")
         check_given_ranks(self.joint_rank, self.individual_ranks)
-        if self.n_draws < 1:
-            raise ValueError(f"n_draws: is {self.n_draws}; expected at least 1")
         for name in ("random_percentile", "wedin_percentile"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name}: is {getattr(self, name)}; expected a number from 0 to 100")
@@ -98,7 +97,12 @@ def fit(
     The response is not used, the key only by "selected". Raises `ValueError` for what `check_views` refuses, a key that is
     needed and missing, and ranks that do not fit.
     """
-    X = stack_views(views, hierarchy.dims)
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: AjiveConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n = X.shape[0]
     signal_ranks, joint_rank, individual_ranks = _ranks(hierarchy, config, n)
     edges = np.cumsum([0, *hierarchy.dims])
@@ -166,8 +170,8 @@ def _ranks(hierarchy: Hierarchy, config: AjiveConfig, n: int) -> tuple[tuple[int
 def signal_of(Z: Float[Array, "n p"], t: int) -> Signal:
     """The singular value decomposition, by the Gram matrix of the smaller side."""
     n, p = Z.shape
-    values, vectors = jnp.linalg.eigh(Z.T @ Z if p <= n else Z @ Z.T)
-    roots, vectors = jnp.sqrt(jnp.maximum(values[::-1], 0)), vectors[:, ::-1][:, :t]
+    values, vectors = top_eigenpairs_of(Z.T @ Z if p <= n else Z @ Z.T, min(n, p))
+    roots, vectors = jnp.sqrt(jnp.maximum(values, 0)), vectors[:, :t]
     inverse = jnp.where(roots[:t] > 0, 1 / jnp.where(roots[:t] > 0, roots[:t], 1), 0)
     other = (Z @ vectors if p <= n else Z.T @ vectors) * inverse[None, :]
     U, W = (other, vectors) if p <= n else (vectors, other)
@@ -179,8 +183,7 @@ def _common_directions(
 ) -> tuple[Float[Array, "n r"], Float[Array, " r"], Float[Array, "d r"]]:
     """(C, σ², B): the leading left singular vectors of [U_1 … U_M], squared singular values, and B with C = X B."""
     stacked = jnp.concatenate([signal.U for signal in signals], axis=1)
-    squares, right = jnp.linalg.eigh(stacked.T @ stacked)
-    squares, right = squares[::-1][:width], right[:, ::-1][:, :width]
+    squares, right = top_eigenpairs_of(stacked.T @ stacked, width)
     right = right / jnp.sqrt(jnp.where(squares > 0, squares, 1))[None, :]
     edges = np.cumsum([0, *(signal.values.size for signal in signals)])
     blocks = []
@@ -232,12 +235,12 @@ def null_draws(
             factors.append(_normal_factor(key, size, columns, unused[:taken]))
             unused = unused[taken:]
         R = factors[0]
-        random = _spectral_norm(jnp.concatenate([_whitened(R[:, a:b], R[:, a:b]) for a, b in pairwise(edges)], axis=1)) ** 2
+        random = spectral_norm(jnp.concatenate([_whitened(R[:, a:b], R[:, a:b]) for a, b in pairwise(edges)], axis=1)) ** 2
         norms = []
         for (rest, size), others, key in zip(frames, factors[1:], keys[len(hidden) :], strict=False):
             seen = jr.normal(key, (min(rest.size, size), others.shape[1]), dtype)
             frame = _whitened(seen, jnp.concatenate([seen, others]))
-            norms.append(_spectral_norm(rest[: seen.shape[0], None] * frame))
+            norms.append(spectral_norm(rest[: seen.shape[0], None] * frame))
         return random, jnp.maximum(jnp.stack(norms[::2]), jnp.stack(norms[1::2]))
 
     random, largest = lax.map(draw, (jr.split(k_draws, n_draws), chi))
@@ -258,9 +261,3 @@ def _whitened(part: Float[Array, "k t"], whole: Float[Array, "rows t"]) -> Float
     if 0 in part.shape:
         return part
     return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(whole.T @ whole), part.T, lower=True).T
-
-
-def _spectral_norm(matrix: Float[Array, "q p"]) -> Float[Array, ""]:
-    if 0 in matrix.shape:
-        return jnp.zeros((), matrix.dtype)
-    return singular_values(matrix, 1)[0]

@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.baselines.linear import LinearFit, check_options, stack_views
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
 from hcl_jax.linalg import least_squares_map, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure, full_lattice
@@ -54,20 +55,14 @@ class HnnConfig:
             raise ValueError(f"penalties: are {self.penalties}; expected non-negative numbers")
         if not self.fractions or not all(0 <= value <= 1 for value in self.fractions) or not any(self.fractions):
             raise ValueError(f"fractions: are {self.fractions}; expected numbers from 0 to 1, one of them positive")
-        for name, choices in (("rule", ("one-se", "minimum")), ("weights", ("sure", "equal")), ("ranks", ("given", "angle"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+        check_options(
+            self,
+            choices={"rule": ("one-se", "minimum"), "weights": ("sure", "equal"), "ranks": ("given", "angle")},
+            positive=("tolerance", "path_tolerance"),
+            least={"width": 1, "max_steps": 1, "path_max_steps": 1},
+        )
         if not 0 < self.angle < 1:
             raise ValueError(f"angle: is {self.angle}; expected a number between 0 and 1")
-        if self.width is not None and self.width < 1:
-            raise ValueError(f"width: is {self.width}; expected a positive integer")
-        for name in ("tolerance", "path_tolerance"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: is {value}; expected a positive number")
-        for name in ("max_steps", "path_max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected a positive integer")
 
 
 class Signal(eqx.Module):
@@ -526,7 +521,12 @@ def fit(
 
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and options that do not fit the data.
     """
-    X = stack_views(views, hierarchy.dims)
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: HnnConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n, d = X.shape
     n_modalities = hierarchy.n_modalities
     if config.penalties is None:

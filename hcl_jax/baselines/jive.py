@@ -13,22 +13,27 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from hcl_jax.alignment import align_globally
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
+    check_options,
     check_view_ranks,
     given_ranks,
     joint_then_individual,
     stack_blocks,
     stack_views,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.linalg import (
     GUARD,
     Anderson,
     improved_left_vectors,
+    inverse_root,
     largest_roots,
     leading_left_vectors,
     least_squares_map,
+    principal_axes,
     singular_values,
 )
 from hcl_jax.structure import Hierarchy
@@ -76,19 +81,15 @@ class JiveConfig:
     scale_views: bool = True
 
     def __post_init__(self) -> None:
-        if self.ranks not in ("given", "permutation", "bic"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given', 'permutation' or 'bic'")
-        if self.start not in ("shared", "zero", "r.jive"):
-            raise ValueError(f"start: is {self.start!r}; expected 'shared', 'zero' or 'r.jive'")
+        check_options(
+            self,
+            choices={"ranks": ("given", "permutation", "bic"), "start": ("shared", "zero", "r.jive")},
+            positive=("tolerance", "round_tolerance"),
+            least={"max_steps": 1, "n_permutations": 1, "max_rounds": 1},
+        )
         check_given_ranks(self.joint_rank, self.individual_ranks)
-        for name in ("tolerance", "round_tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected a positive number")
         if not 0 < self.level < 1:
             raise ValueError(f"level: is {self.level}; expected a number between 0 and 1")
-        for name in ("max_steps", "n_permutations", "max_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected at least 1")
 
 
 class _Parts(NamedTuple):
@@ -139,7 +140,12 @@ def fit(
 
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and ranks that do not fit.
     """
-    X = _checked(views, hierarchy)
+    return _decomposition(_checked(views, hierarchy), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: JiveConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     n, d = X.shape
     widths = _widths(hierarchy, config, n)
     edges = tuple(int(edge) for edge in np.cumsum([0, *hierarchy.dims]))
@@ -355,9 +361,9 @@ def _accelerate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Ar
         value = jnp.sum((D - parts.joint_part()) ** 2)
         own = jnp.pad(masks[0], (0, state.tracked[0].shape[1] - width))
         joint = _leading(D, jnp.where(own[None, :], _padded(V_J, state.tracked[0]), state.tracked[0]), width)
-        plain = _aligned(jnp.where(masks[0][None, :], joint[:, :width], 0), V_J)
+        plain = align_globally(jnp.where(masks[0][None, :], joint[:, :width], 0), V_J)
         memory = state.memory.push(plain.ravel(), (plain - V_J).ravel())
-        ahead = _orthonormal(memory.extrapolate().reshape(q, width))
+        ahead = _nearest_frame(memory.extrapolate().reshape(q, width))
         change = _move(parts, state.parts)
         accepted = _Search(parts, value, (joint, *vectors), ahead, plain, memory.used == 0, memory, change)
         back = state._replace(
@@ -386,8 +392,7 @@ def _accelerate(problem: _Problem, config: JiveConfig) -> tuple[_Parts, Float[Ar
     start = _Search(parts, infinite, (joint, *vectors), V_J, V_J, jnp.array(True), memory, infinite)
     end = lax.while_loop(unfinished, step, start)
     V, L = end.parts.joint, end.parts.joint_loadings
-    turn = jnp.linalg.eigh(L.T @ L)[1][:, ::-1]  # to singular vectors of the joint part, largest first
-    V, L = problem.block(core, V @ turn, 0)
+    V, L = problem.block(core, V @ principal_axes(L), 0)  # singular vectors of the joint part
     return end.parts._replace(joint=V, joint_loadings=L), end.change
 
 
@@ -395,18 +400,9 @@ def _padded(V: Float[Array, "q r"], like: Float[Array, "q k"]) -> Float[Array, "
     return jnp.zeros_like(like).at[:, : V.shape[1]].set(V)
 
 
-def _aligned(V: Float[Array, "q r"], target: Float[Array, "q r"]) -> Float[Array, "q r"]:
-    """V Q, Q the orthogonal matrix that brings it nearest to the target."""
-    left, _, right = jnp.linalg.svd(V.T @ target)
-    return V @ (left @ right)
-
-
-def _orthonormal(V: Float[Array, "q r"]) -> Float[Array, "q r"]:
+def _nearest_frame(V: Float[Array, "q r"]) -> Float[Array, "q r"]:
     """The nearest matrix with orthonormal columns; columns of zeros stay."""
-    values, vectors = jnp.linalg.eigh(V.T @ V)
-    positive = values > jnp.finfo(V.dtype).eps
-    roots = jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, values, 1)), 0)
-    return V @ ((vectors * roots[None, :]) @ vectors.T)
+    return V @ inverse_root(V.T @ V)[0]
 
 
 def _without(V: Float[Array, "q r"], matrix: Float[Array, "q p"]) -> Float[Array, "q p"]:

@@ -140,6 +140,22 @@ def given_ranks(hierarchy: Hierarchy) -> tuple[int, tuple[int, ...]]:
     return joint, tuple(len(hierarchy.active_columns(m)) - joint for m in hierarchy.modalities)
 
 
+def check_options(
+    options: Any, *, choices: dict[str, tuple[str, ...]], positive: Sequence[str] = (), least: dict[str, int] | None = None
+) -> None:
+    """Raise `ValueError` that names the option unless each is among its choices, positive, or at least so large. None passes."""
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            listed = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+            raise ValueError(f"{name}: is {getattr(options, name)!r}; expected {listed}")
+    given = {name: getattr(options, name) for name in (*positive, *(least or {})) if getattr(options, name) is not None}
+    for name, value in given.items():
+        if name in positive and not value > 0:
+            raise ValueError(f"{name}: is {value}; expected a positive number")
+        if least and name in least and not value >= least[name]:
+            raise ValueError(f"{name}: is {value}; expected at least {least[name]}")
+
+
 def check_given_ranks(joint_rank: int | None, individual_ranks: tuple[int, ...] | None) -> None:
     """Raise `ValueError` that names the option unless the ranks are left out or non-negative."""
     if joint_rank is not None and joint_rank < 0:

@@ -23,18 +23,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_with_response
+from hcl_jax.baselines.linear import LinearFit, check_options, stack_with_response
 from hcl_jax.baselines.slide import (
     canonical_columns,
     centre_and_scale,
     feature_mask,
-    inverse_root,
     leading_loadings,
     moments,
     squarem,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import least_squares_map
+from hcl_jax.linalg import inverse_root, least_squares_map
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred, norms, view_norms
 
@@ -73,25 +73,16 @@ class MmflConfig:
     accelerate: bool = True
 
     def __post_init__(self) -> None:
-        for name, choices in {
-            "task": ("regression", "classification"),
-            "oos": ("eq11", "ls"),
-            "solver": ("alternating", "alm"),
-        }.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name}: is {value!r}; expected one of {', '.join(map(repr, choices))}")
+        check_options(
+            self,
+            choices={"task": ("regression", "classification"), "oos": ("eq11", "ls"), "solver": ("alternating", "alm")},
+            positive=("mu", "tolerance"),
+            least={"folds": 2, "max_steps": 1},
+        )
         if not _values(self.lam) or not all(lam > 0 for lam in _values(self.lam)):
             raise ValueError(f"lam: is {self.lam}; expected a positive number, or a tuple of them")
         if not _values(self.gamma) or not all(gamma >= 0 for gamma in _values(self.gamma)):
             raise ValueError(f"gamma: is {self.gamma}; expected a number of at least 0, or a tuple of them")
-        if not self.mu > 0:
-            raise ValueError(f"mu: is {self.mu}; expected a positive number")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"tolerance: is {self.tolerance}; expected a positive number")
-        for name, least in {"folds": 2, "max_steps": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected at least {least}")
 
     @property
     def weights(self) -> tuple[tuple[float, float], ...]:
@@ -239,9 +230,17 @@ def fit(
     not of the task's kind or of one class only, or rows that are fewer than one more than the factors.
     """
     X, y = stack_with_response(views, hierarchy.dims, y)
-    n = X.shape[0]
     if config.task == "classification" and not isinstance(y, jax.core.Tracer) and set(np.unique(y).tolist()) != {-1.0, 1.0}:
         raise ValueError(f"y: holds {np.unique(y).tolist()[:5]}; expected both labels −1 and 1, and no other value")
+    return _decomposition(X, y, hierarchy, config, key)
+
+
+@compiled
+def _decomposition(
+    X: Float[Array, "n d"], y: Float[Array, " n"], hierarchy: Hierarchy, config: MmflConfig, key: Any
+) -> LinearFit:
+    """The fit to views side by side."""
+    n = X.shape[0]
     folds = config.folds if len(config.weights) > 1 else 1
     training_rows = n - -(-n // folds) if folds > 1 else n
     if training_rows <= hierarchy.n_factors:

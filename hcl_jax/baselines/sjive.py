@@ -14,13 +14,23 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from hcl_jax.baselines.linear import (
     LinearFit,
     check_given_ranks,
+    check_options,
     check_view_ranks,
     given_ranks,
     joint_then_individual,
     stack_with_response,
 )
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
-from hcl_jax.linalg import GUARD, Anderson, improved_left_vectors, leading_left_vectors, least_squares_map
+from hcl_jax.linalg import (
+    GUARD,
+    Anderson,
+    improved_left_vectors,
+    leading_left_vectors,
+    least_squares_map,
+    principal_axes,
+    triangle,
+)
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred
 
@@ -64,30 +74,26 @@ class SjiveConfig:
             raise ValueError(f"eta: is {self.eta}; expected a number between 0 and 1")
         if not self.etas or not all(0 < eta < 1 for eta in self.etas):
             raise ValueError(f"etas: are {self.etas}; expected numbers between 0 and 1")
-        if self.folds < 2:
-            raise ValueError(f"folds: is {self.folds}; expected at least 2")
-        if self.ranks not in ("given", "forward"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given' or 'forward'")
-        if self.start not in ("joint", "shared"):
-            raise ValueError(f"start: is {self.start!r}; expected 'joint' or 'shared'")
+        check_options(
+            self,
+            choices={"ranks": ("given", "forward"), "start": ("joint", "shared")},
+            positive=("tolerance", "path_tolerance"),
+            least={"folds": 2, "max_steps": 1, "path_max_steps": 1},
+        )
         if not self.improvement >= 0:
             raise ValueError(f"improvement: is {self.improvement}; expected a non-negative number")
         check_given_ranks(self.joint_rank, self.individual_ranks)
-        for name in ("tolerance", "path_tolerance"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: is {value}; expected a positive number")
-        for name in ("max_steps", "path_max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected at least 1")
 
 
 class _Standardised(NamedTuple):
-    """The triangle of [Z, response] = Q core where there are more rows than columns, else [Z, response], and the constants."""
+    """[Z, response], or what has the same inner products of columns in fewer rows, and the constants."""
 
     core: Float[Array, "q e"]
     centre: Float[Array, " e"]
     scale: Float[Array, " e"]
+
+    def reduced(self) -> "_Standardised":
+        return self._replace(core=triangle(self.core))
 
 
 class _Blocks(NamedTuple):
@@ -110,19 +116,11 @@ class _State(NamedTuple):
     step: Int[Array, ""]
 
 
-def _unit_variance(
-    columns: Float[Array, "n e"], counts: Bool[Array, " n"]
-) -> tuple[Float[Array, "n e"], Float[Array, " e"], Float[Array, " e"]]:
-    """(Z, centre, scale): mean 0 and variance 1 (of n − 1) in the rows that count; constant columns become 0."""
+def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -> _Standardised:
+    """Mean 0 and variance 1 (of n − 1) in the rows that count, the others 0; constant columns become 0."""
     Z, centre, deviation = centred(columns, counts)
     scale = jnp.where(deviation > 0, deviation, 1)
-    return Z / scale[None, :], centre, scale
-
-
-def _standardise_rows(columns: Float[Array, "n e"], counts: Bool[Array, " n"]) -> _Standardised:
-    Z, centre, scale = _unit_variance(columns, counts)
-    core = jnp.linalg.qr(Z, mode="r") if Z.shape[0] > Z.shape[1] else Z
-    return _Standardised(core, centre, scale)
+    return _Standardised(Z / scale[None, :], centre, scale)
 
 
 def _leading(T: Float[Array, "q p"], tracked: Float[Array, "q k"]) -> Float[Array, "q k"]:
@@ -188,7 +186,7 @@ class _Problem(NamedTuple):
         return new, tuple(kept), _Blocks(V_J, tuple(vectors), tuple(loadings)), value
 
 
-def _solve(problem: _Problem, tolerance: float, max_steps: int, start: str) -> _State:
+def _solve(problem: _Problem, tolerance: float | Float[Array, ""], max_steps: int | Int[Array, ""], start: str) -> _State:
     """The alternation of the paper as a map of the individual parts, extrapolated by Anderson's method.
 
     An extrapolation from which a sweep ends with a higher objective is dropped, and a plain sweep follows.
@@ -247,7 +245,7 @@ def _model(problem: _Problem, eta: Float[Array, ""], blocks: _Blocks) -> _Model:
     V_J, d = blocks.joint, problem.core.shape[1] - 1
     B = problem.core.T @ V_J
     if problem.widths[0]:
-        turn = jnp.linalg.eigh(B.T @ B)[1][:, ::-1]
+        turn = principal_axes(B)
         V_J, B = V_J @ turn, B @ turn
     edges = np.cumsum([0, *problem.dims])
     columns = [B]
@@ -268,19 +266,27 @@ def _weighted(columns: Float[Array, "q e"], views: Float[Array, ""], response: F
     return columns * jnp.sqrt(jnp.where(last, response, views))[None, :]
 
 
+class _Fit(NamedTuple):
+    model: _Model
+    value: Float[Array, ""]
+    converged: Bool[Array, ""]
+    steps: Int[Array, ""]
+
+
 def _fitted(
     core: Float[Array, "q e"],
     dims: tuple[int, ...],
     widths: tuple[int, ...],
     ranks: Int[Array, " blocks"],
     eta: Float[Array, ""],
-    config: SjiveConfig,
-    tolerance: float,
-    max_steps: int,
-) -> tuple[_Model, _State]:
+    start: str,
+    tolerance: float | Float[Array, ""],
+    max_steps: int | Int[Array, ""],
+) -> _Fit:
     problem = _Problem(_weighted(core, eta, 1 - eta), dims, widths, ranks)
-    state = _solve(problem, tolerance, max_steps, config.start)
-    return _model(problem, eta, state.blocks), state
+    state = _solve(problem, tolerance, max_steps, start)
+    converged = state.change <= tolerance * jnp.linalg.norm(problem.core)
+    return _Fit(_model(problem, eta, state.blocks), state.value, converged, state.step)
 
 
 class _Folds(NamedTuple):
@@ -294,7 +300,19 @@ def _folds(columns: Float[Array, "n e"], folds: int, key: PRNGKeyArray) -> _Fold
     n = columns.shape[0]
     fold = jnp.zeros(n, jnp.int32).at[jr.permutation(key, n)].set(jnp.arange(n, dtype=jnp.int32) % folds)
     held = fold[None, :] == jnp.arange(folds, dtype=jnp.int32)[:, None]
-    return _Folds(lax.map(lambda out: _standardise_rows(columns, ~out), held), held)
+    return _Folds(lax.map(lambda out: _standardise_rows(columns, ~out).reduced(), held), held)
+
+
+def _held_out_error(
+    columns: Float[Array, "n e"], training: _Standardised, held: Bool[Array, " n"], model: _Model
+) -> Float[Array, ""]:
+    """The squared error of the held-out responses over the variance of all of them."""
+    deviation = centred(columns[:, -1:])[2][0]
+    spread = jnp.where(deviation > 0, deviation, 1)
+    Z = (columns - training.centre[None, :]) / training.scale[None, :]
+    predicted = Z[:, :-1] @ (least_squares_map(model.loadings) @ model.theta)
+    wrong = jnp.sum(jnp.where(held, (Z[:, -1] - predicted) ** 2, 0)) * (training.scale[-1] / spread) ** 2
+    return wrong / (columns.shape[0] - 1)
 
 
 def _cross_validate(
@@ -303,27 +321,51 @@ def _cross_validate(
     dims: tuple[int, ...],
     widths: tuple[int, ...],
     ranks: Int[Array, "grid blocks"],
-    etas: Float[Array, " grid"],
+    eta: Float[Array, ""],
     config: SjiveConfig,
 ) -> Float[Array, " grid"]:
-    """Mean squared error of the held-out responses at every (ranks, η), over the variance of the response."""
-
-    deviation = centred(columns[:, -1:])[2][0]
-    spread = jnp.where(deviation > 0, deviation, 1)
+    """Mean squared error of the held-out responses at every one of the ranks, over the variance of the response."""
 
     def held_out(fold: tuple[_Standardised, Bool[Array, " n"]]) -> Float[Array, " grid"]:
-        training, held = fold
-        Z = (columns - training.centre[None, :]) / training.scale[None, :]
+        def error(at: Int[Array, " blocks"]) -> Float[Array, ""]:
+            core, start = fold[0].core, config.start
+            fit = _fitted(core, dims, widths, at, eta, start, config.path_tolerance, config.path_max_steps)
+            return _held_out_error(columns, *fold, fit.model)
 
-        def error(point: tuple[Int[Array, " blocks"], Float[Array, ""]]) -> Float[Array, ""]:
-            at, eta = point
-            model, _ = _fitted(training.core, dims, widths, at, eta, config, config.path_tolerance, config.path_max_steps)
-            predicted = Z[:, :-1] @ (least_squares_map(model.loadings) @ model.theta)
-            return jnp.sum(jnp.where(held, (Z[:, -1] - predicted) ** 2, 0)) * (training.scale[-1] / spread) ** 2
+        return lax.map(error, ranks)
 
-        return lax.map(error, (ranks, etas))
+    return jnp.sum(lax.map(held_out, (folds.training, folds.held)), axis=0)
 
-    return jnp.sum(lax.map(held_out, (folds.training, folds.held)), axis=0) / (columns.shape[0] - 1)
+
+def _fitted_at_best_eta(
+    columns: Float[Array, "n e"],
+    everything: _Standardised,
+    folds: _Folds,
+    dims: tuple[int, ...],
+    widths: tuple[int, ...],
+    ranks: Int[Array, " blocks"],
+    config: SjiveConfig,
+    tolerance: float,
+) -> _Fit:
+    """The fit of all rows at the η of least cross-validated error. It is the last step of the loop over folds and η, so that
+    there is one solver to compile."""
+    etas = jnp.array(config.etas, columns.dtype)
+    last = config.folds * etas.size
+    whole = _Folds(everything, jnp.zeros(columns.shape[0], bool))
+    samples = jax.tree.map(lambda leaf, last: jnp.concatenate([leaf, last[None]]), folds, whole)
+
+    def step(state: tuple[Float[Array, " grid"], _Fit], task: Int[Array, ""]) -> tuple[tuple[Float[Array, " grid"], _Fit], None]:
+        errors, is_last = state[0], task == last
+        training, held = jax.tree.map(lambda leaf: leaf[task // etas.size], samples)
+        point = jnp.where(is_last, jnp.argmin(errors), task % etas.size)
+        near = jnp.where(is_last, tolerance, config.path_tolerance).astype(columns.dtype)
+        most = jnp.where(is_last, config.max_steps, config.path_max_steps).astype(jnp.int32)
+        fit = _fitted(training.core, dims, widths, ranks, etas[point], config.start, near, most)
+        return (errors.at[point].add(_held_out_error(columns, training, held, fit.model)), fit), None
+
+    shapes = jax.eval_shape(lambda core: _fitted(core, dims, widths, ranks, etas[0], config.start, 1.0, 1), everything.core)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(step, (jnp.zeros_like(etas), nothing), jnp.arange(last + 1))[0][1]
 
 
 def _forward(
@@ -335,8 +377,7 @@ def _forward(
 ) -> Int[Array, " blocks"]:
     """Ranks by forward selection: one more at a time, while it lowers the cross-validated error enough."""
     most = jnp.array(widths, jnp.int32)
-    eta = 0.5 if config.eta is None else config.eta
-    etas = jnp.full(len(widths), eta, columns.dtype)
+    eta = jnp.array(0.5 if config.eta is None else config.eta, columns.dtype)
 
     def unfinished(state):
         _, _, improved = state
@@ -345,7 +386,7 @@ def _forward(
     def grow(state):
         ranks, least, _ = state
         larger = ranks[None, :] + jnp.eye(len(widths), dtype=jnp.int32)
-        errors = _cross_validate(columns, folds, dims, widths, jnp.minimum(larger, most[None, :]), etas, config)
+        errors = _cross_validate(columns, folds, dims, widths, jnp.minimum(larger, most[None, :]), eta, config)
         errors = jnp.where(ranks < most, errors, jnp.inf)
         best = jnp.argmin(errors)
         improved = errors[best] < least - config.improvement
@@ -399,6 +440,19 @@ def fit(
     ranks that do not fit.
     """
     X, y = stack_with_response(views, hierarchy.dims, y)
+    return _decomposition(X, y, hierarchy, config, key, ranks)
+
+
+@compiled
+def _decomposition(
+    X: Float[Array, "n d"],
+    y: Float[Array, " n"],
+    hierarchy: Hierarchy,
+    config: SjiveConfig,
+    key: Any,
+    ranks: Int[Array, " blocks"] | None,
+) -> LinearFit:
+    """The fit to views side by side."""
     n = X.shape[0]
     chooses = config.eta is None or config.ranks == "forward"
     needed = max(3, 2 * config.folds if chooses else 0)
@@ -408,24 +462,24 @@ def fit(
     widths, dims = _widths(hierarchy, config, n), hierarchy.dims
 
     at = jnp.array(widths, jnp.int32) if ranks is None else jnp.minimum(ranks.astype(jnp.int32), jnp.array(widths, jnp.int32))
-    eta = jnp.array(0 if config.eta is None else config.eta, X.dtype)
+    tolerance = default_tolerance(X.dtype, double=1e-7) if config.tolerance is None else config.tolerance
+    whole = _standardise_rows(columns, jnp.ones(n, bool))
+    basis, core = jnp.linalg.qr(whole.core) if n > columns.shape[1] else (None, whole.core)
+    everything = whole._replace(core=core)
     if chooses:
         folds = _folds(columns, config.folds, as_key(key, "for the folds"))
-        if config.ranks == "forward":
-            at = _forward(columns, folds, dims, widths, config)
-        if config.eta is None:
-            etas = jnp.array(config.etas, X.dtype)
-            grid = jnp.broadcast_to(at[None, :], (len(config.etas), at.size))
-            eta = etas[jnp.argmin(_cross_validate(columns, folds, dims, widths, grid, etas, config))]
-
-    everything = _standardise_rows(columns, jnp.ones(n, bool))
-    tolerance = default_tolerance(X.dtype, double=1e-7) if config.tolerance is None else config.tolerance
-    model, state = _fitted(everything.core, dims, widths, at, eta, config, tolerance, config.max_steps)
-    Z, _, _ = _unit_variance(columns, jnp.ones(n, bool))  # to the bit what gave the triangle: Q is its own only then
-    factors = model.scores if n <= Z.shape[1] else jnp.linalg.qr(Z)[0] @ model.scores
+    if config.ranks == "forward":
+        at = _forward(columns, folds, dims, widths, config)
+    if config.eta is None:
+        model, value, converged, steps = _fitted_at_best_eta(columns, everything, folds, dims, widths, at, config, tolerance)
+    else:
+        eta = jnp.array(config.eta, X.dtype)
+        model, value, converged, steps = _fitted(
+            everything.core, dims, widths, at, eta, config.start, tolerance, config.max_steps
+        )
+    factors = model.scores if basis is None else basis @ model.scores
     used = jnp.any(model.scores != 0, axis=0)
-    converged = state.change <= tolerance * jnp.linalg.norm(_weighted(everything.core, eta, 1 - eta))
-    status = jnp.where(jnp.isfinite(state.value), jnp.where(converged, 0, 1), 2)
+    status = jnp.where(jnp.isfinite(value), jnp.where(converged, 0, 1), 2)
     return LinearFit(
         centre=everything.centre[:-1],
         scale=everything.scale[:-1],
@@ -433,9 +487,9 @@ def fit(
         factors=factors,
         score_map=least_squares_map(model.loadings),
         membership=jnp.asarray(joint_then_individual(widths[0], widths[1:])) & used[None, :],
-        objective=state.value,
+        objective=value,
         status=status,
-        steps=state.step,
+        steps=steps,
         dims=dims,
         coefficients=model.theta * everything.scale[-1],
         intercept=everything.centre[-1],

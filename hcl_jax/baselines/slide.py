@@ -25,9 +25,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, stack_views
+from hcl_jax.baselines.linear import LinearFit, check_options, stack_views
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
-from hcl_jax.linalg import least_squares_map, singular_values
+from hcl_jax.linalg import inverse_root, leading_left_vectors, least_squares_map, singular_values, top_eigenpairs_of, triangle
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
@@ -72,16 +73,12 @@ class SlideConfig:
     def __post_init__(self) -> None:
         if self.ranks == "bcv" and not self.scale_views:
             raise ValueError("scale_views: is False; expected True with ranks='bcv', whose folds are scaled by view")
-        if self.ranks not in ("given", "bcv"):
-            raise ValueError(f"ranks: is {self.ranks!r}; expected 'given' or 'bcv'")
-        for name, least in {"max_steps": 1, "path_max_steps": 1, "n_penalties": 1, "width": 2}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: is {value}; expected at least {least}")
-        for name in ("tolerance", "path_tolerance", "fold_tolerance", "smallest_penalty"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: is {value}; expected a positive number")
+        check_options(
+            self,
+            choices={"ranks": ("given", "bcv")},
+            positive=("tolerance", "path_tolerance", "fold_tolerance", "smallest_penalty"),
+            least={"max_steps": 1, "path_max_steps": 1, "n_penalties": 1, "width": 2},
+        )
         if len(self.folds) != 2 or min(self.folds) < 2:
             raise ValueError(f"folds: is {self.folds}; expected two numbers, of row and of column folds, each at least 2")
 
@@ -140,15 +137,6 @@ def squarem(
     return FixedPoint(point, done, steps)
 
 
-def inverse_root(gram: Float[Array, "R R"]) -> tuple[Float[Array, "R R"], Float[Array, ""]]:
-    """((BᵀB)^(−½), ‖B‖_*) from BᵀB: B times the first is the polar factor of B. Where B has no extent, neither has the factor."""
-    values, vectors = jnp.linalg.eigh(gram)
-    kept = values > gram.shape[0] * jnp.finfo(gram.dtype).eps * values[-1]
-    roots = jnp.where(kept, jnp.sqrt(jnp.where(kept, values, 1)), 0)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, roots, 1), 0)
-    return (vectors * inverse[None, :]) @ vectors.T, roots.sum()
-
-
 def moments(Z: Float[Array, "n d"]) -> Callable[[Float[Array, "d R"]], Float[Array, "d R"]]:
     """V ↦ ZᵀZV, by way of the d × d matrix where that is cheaper."""
     if Z.shape[1] <= 2 * Z.shape[0]:
@@ -162,11 +150,11 @@ def leading_loadings(Z: Float[Array, "n d"], width: int) -> Float[Array, "d widt
     n, d = Z.shape
     rank = min(n, d, width)
     if n >= d:
-        values, vectors = jnp.linalg.eigh(Z.T @ Z)
+        values, vectors = top_eigenpairs_of(Z.T @ Z, rank)
         found = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
     else:
-        found = Z.T @ jnp.linalg.eigh(Z @ Z.T)[1]
-    return jnp.pad(found[:, ::-1][:, :rank], ((0, 0), (0, width - rank)))
+        found = Z.T @ leading_left_vectors(Z, rank)
+    return jnp.pad(found, ((0, 0), (0, width - rank)))
 
 
 def centre_and_scale(
@@ -251,8 +239,14 @@ def fit(
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and rows that are too few: fewer than
     one more than the factors, or than 2 in a fold.
     """
+    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+
+
+@compiled
+def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: SlideConfig, key: Any) -> LinearFit:
+    """The fit to views side by side."""
     dims = hierarchy.dims
-    Z, centre, scale = centre_and_scale(stack_views(views, dims), dims, config.scale_views)
+    Z, centre, scale = centre_and_scale(X, dims, config.scale_views)
     n = Z.shape[0]
     if config.ranks == "bcv":
         _check_folds(n, dims, config)
@@ -398,10 +392,10 @@ def bi_cross_validation(
         out = row_folds == fold
         n_in, n_out = (~out).sum().astype(Z.dtype), out.sum().astype(Z.dtype)
         mean = jnp.sum(jnp.where(out[:, None], 0, Z), axis=0) / n_in
-        inside = _triangle(jnp.where(out[:, None], 0, Z - mean[None, :]))
+        inside = triangle(jnp.where(out[:, None], 0, Z - mean[None, :]))
         rows = jnp.where(out[:, None], Z, 0)
         spread = jnp.where(out[:, None], Z - jnp.sum(rows, axis=0, keepdims=True) / n_out, 0)
-        variation, outside = jnp.sum(spread**2, axis=0), _triangle(rows)
+        variation, outside = jnp.sum(spread**2, axis=0), triangle(rows)
 
         def column_fold(fold):
             hidden = column_folds == fold
@@ -434,8 +428,3 @@ def bi_cross_validation(
         return lax.map(column_fold, jnp.arange(config.folds[1]))
 
     return lax.map(row_fold, jnp.arange(config.folds[0])).reshape(-1, structures.shape[0])
-
-
-def _triangle(rows: Float[Array, "n d"]) -> Float[Array, "k d"]:
-    """k ≤ d rows with the same inner products of columns: what a fit sees of many rows."""
-    return rows if rows.shape[0] <= rows.shape[1] else jnp.linalg.qr(rows, mode="r")

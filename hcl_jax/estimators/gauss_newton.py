@@ -2,8 +2,9 @@
 
 from jaxtyping import Array, Float
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor, shrunk_factor
-from hcl_jax.estimators.estimate import Estimate, scale_equivariant, squared_scale, stopping_tolerance
+from hcl_jax.estimators.estimate import Estimate, check_problem, named, scale_equivariant, squared_scale, stopping_tolerance
 from hcl_jax.estimators.gradient import Preconditioner, minimise_masked
 from hcl_jax.estimators.spectral import structured_loadings
 from hcl_jax.fisher import apply_by_modality, modality_inverses
@@ -26,6 +27,8 @@ def gauss_newton_blocks(hierarchy: Hierarchy) -> Preconditioner:
     return direction
 
 
+@compiled(check=check_problem)
+@named
 @scale_equivariant(squared_scale)
 def hcl_gn(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 1500
@@ -38,6 +41,8 @@ def hcl_gn(
     return minimise_masked(target, start, noise, hierarchy, gauss_newton_blocks(hierarchy), max_steps, tolerance)
 
 
+@compiled(check=check_problem)
+@named
 @scale_equivariant(squared_scale)
 def hcl_shrunk(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 1500

@@ -6,8 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, finished, scale_equivariant, squared_scale, stopping_tolerance
+from hcl_jax.estimators.estimate import (
+    Estimate,
+    check_problem,
+    finished,
+    named,
+    scale_equivariant,
+    squared_scale,
+    stopping_tolerance,
+)
 from hcl_jax.estimators.spectral import least_squares_objective, structured_loadings
 from hcl_jax.structure import Hierarchy
 
@@ -101,6 +110,8 @@ def minimise_masked(
     return finished(F, noise, converged, steps, least_squares_objective(F, target, image))
 
 
+@compiled(check=check_problem)
+@named
 @scale_equivariant(squared_scale)
 def hcl_gd(
     covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 2000

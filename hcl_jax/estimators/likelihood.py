@@ -1,23 +1,44 @@
 """Maximum likelihood in the hierarchical factor model (theory: Section 3)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hcl_jax.covariance import SampleCovariance, denoised_factor
-from hcl_jax.estimators.estimate import Estimate, finished, log_scale, scale_equivariant, stopping_tolerance
+from hcl_jax.compiled import compiled
+from hcl_jax.covariance import SampleCovariance, denoised_factor, smallest_noise
+from hcl_jax.estimators.estimate import (
+    Estimate,
+    check_problem,
+    finished,
+    log_scale,
+    named,
+    scale_equivariant,
+    stopping_tolerance,
+)
+from hcl_jax.estimators.fixed_point import ascend
 from hcl_jax.estimators.spectral import structured_loadings
-from hcl_jax.fisher import FisherOperator, Parameters, by_group, group_grams, noise_groups
+from hcl_jax.fisher import (
+    FisherOperator,
+    Parameters,
+    apply_by_modality,
+    check_noise,
+    group_grams,
+    group_sizes,
+    modality_inverses,
+    pool,
+    spread,
+)
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 
 GRADIENT_ROUNDING = 256
 """Rounding errors, in units of ε‖F‖/σ², that a gradient holds where the factors are far stronger than the noise: Σ⁻¹ is then
 taken of a difference of nearly equal numbers. (Measured in single precision: 100 to 250.)"""
-NOISE_ROUNDING = 32
-"""Units of ε and of the mean variance below which a noise variance cannot be told from zero."""
+HEYWOOD = 1e-3
+"""The least share of its variance that a feature's, or a view's, own noise variance is let down to."""
 
 
 class _Line(NamedTuple):
@@ -77,44 +98,45 @@ class _Search(NamedTuple):
 class _Problem:
     """What does not change during a fit."""
 
-    def __init__(self, covariance: SampleCovariance, hierarchy: Hierarchy, groups: tuple[slice, ...], tolerance: float):
-        self.hierarchy, self.groups, self.tolerance = hierarchy, groups, tolerance
+    def __init__(self, covariance: SampleCovariance, hierarchy: Hierarchy, noise: str, tolerance: float):
+        self.hierarchy, self.noise, self.tolerance = hierarchy, noise, tolerance
         self.product = covariance.masked_product(hierarchy)
         self.variances, self.smallest_noise = covariance.variances(), smallest_noise(covariance)
-        self.sizes = jnp.array([g.stop - g.start for g in groups], covariance.dtype)
+        self.sizes = jnp.asarray(group_sizes(hierarchy, noise), covariance.dtype)
 
     def images(self, F: Float[Array, "d K"]) -> Float[Array, "g d K"]:
         """S[:, p] F_p for every group p of features."""
         modalities = self.hierarchy.modalities
-        return jnp.stack([self.product(F, own) for own in ([modalities] if len(self.groups) == 1 else zip(modalities))])
+        return jnp.stack([self.product(F, own) for own in ([modalities] if self.noise == "shared" else zip(modalities))])
 
     def pairs(self, A: Float[Array, "d K"], images: Float[Array, "g d K"]) -> Float[Array, "g g K K"]:
         """A_pᵀ S_pq B_q for all pairs of groups, from the images of B."""
-        return jnp.stack([group_grams(A, image, self.groups) for image in images], axis=1)
+        return jnp.stack([group_grams(A, image, self.hierarchy, self.noise) for image in images], axis=1)
 
     def line(self, at: _Point, V: Float[Array, "d K"], V_images: Float[Array, "g d K"], change: Float[Array, " g"]) -> _Line:
         """The likelihood along (V, change), from products that are at hand."""
-        F, groups = at.loadings, self.groups
-        FV, VV = (group_grams(A, V, groups) for A in (F, V))
+        F = at.loadings
+        FV, VV = (group_grams(A, V, self.hierarchy, self.noise) for A in (F, V))
         FSF, FSV, VSV = self.pairs(F, at.images), self.pairs(F, V_images), self.pairs(V, V_images)
         return _Line(
             jnp.stack([at.grams, FV + jnp.swapaxes(FV, 1, 2), VV]),
             jnp.stack([FSF, FSV + jnp.transpose(FSV, (1, 0, 3, 2)), VSV]),
             jnp.stack([at.noise, change]),
             self.sizes,
-            by_group(self.variances, groups),
+            pool(self.variances, self.hierarchy, self.noise),
             self.smallest_noise,
         )
 
     def at(self, F: Float[Array, "d K"], images: Float[Array, "g d K"], noise: Float[Array, " g"]) -> _Point:
         """The point of these loadings and noise variances, from the images of the loadings."""
-        fisher = FisherOperator(F, noise, self.hierarchy, self.groups)
+        fisher = FisherOperator(F, spread(noise, self.hierarchy, self.noise), self.hierarchy, self.noise)
         covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ fisher.inverse
         gradient = fisher.minus_half_gradient(covariance_image, self.variances)
         rounding = GRADIENT_ROUNDING * jnp.finfo(F.dtype).eps * jnp.linalg.norm(F) / jnp.min(noise)
         scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image(), 0)), rounding / self.tolerance)
         relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / self.sizes))
-        return _Point(F, images, noise, fisher.grams, gradient, fisher.precondition(gradient), relative)
+        grams = group_grams(F, F, self.hierarchy, self.noise)
+        return _Point(F, images, noise, grams, gradient, fisher.precondition(gradient), relative)
 
 
 def _dot(a, b) -> Float[Array, ""]:
@@ -155,7 +177,7 @@ def maximise_likelihood(
     hierarchy: Hierarchy,
     start: Float[Array, "d K"],
     start_noise: Float[Array, " groups"],
-    groups: tuple[slice, ...],
+    noise: str,
     tolerance: float,
     max_steps: int,
 ) -> Estimate:
@@ -165,7 +187,7 @@ def maximise_likelihood(
     relative to ‖Σ⁻¹F∘mask‖_F for the loadings and to the number of features for each log σ², is at most `tolerance`, or the
     loadings' part is what rounding leaves of it.
     """
-    problem = _Problem(covariance, hierarchy, groups, tolerance)
+    problem = _Problem(covariance, hierarchy, noise, tolerance)
 
     def advance(search: _Search) -> _Search:
         at = search.at
@@ -198,22 +220,9 @@ def maximise_likelihood(
     at = search.at
     still = problem.line(at, jnp.zeros_like(start), jnp.zeros_like(at.images), zero[1])
     objective = still.value_and_slope(jnp.zeros((), start.dtype))[0] + start.shape[0] * jnp.log(2 * jnp.pi)
-    noise = at.noise if len(groups) > 1 else at.noise[0]
-    return finished(at.loadings, noise, at.relative <= tolerance, search.step, objective)
-
-
-def check_degrees_of_freedom(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
-    """Raise `ValueError` when K ≥ ν: the likelihood is then unbounded. (Where n is traced, its caller has checked.)"""
-    if not isinstance(covariance.n, jax.core.Tracer) and hierarchy.n_factors >= float(covariance.nu):
-        raise ValueError(
-            f"hierarchy: has K = {hierarchy.n_factors} factors for ν = n − 1 = {float(covariance.nu):g} degrees of freedom; "
-            "the likelihood is unbounded unless K < ν"
-        )
-
-
-def smallest_noise(covariance: SampleCovariance) -> Float[Array, ""]:
-    """What rounding leaves of a noise variance of zero, for which the likelihood is unbounded: no fit goes below it."""
-    return NOISE_ROUNDING * jnp.finfo(covariance.dtype).eps * covariance.trace() / covariance.n_features
+    reported = at.noise[0] if noise == "shared" else spread(at.noise, hierarchy, noise)
+    on_bound = (at.noise <= 2 * problem.smallest_noise).any()
+    return finished(at.loadings, reported, at.relative <= tolerance, search.step, objective, on_bound=on_bound, noise=noise)
 
 
 def positive_noise(
@@ -227,29 +236,110 @@ def positive_noise(
     return jnp.where(noise > floor, noise, jnp.maximum(floor, unexplained))
 
 
+def noise_floor(covariance: SampleCovariance, hierarchy: Hierarchy, noise: str) -> Float[Array, " d"]:
+    """What the noise variance of a feature is not let below: `HEYWOOD` of the mean variance of the features that share it, where
+    they are a view or a single feature. A noise variance that the likelihood takes to 0 (a Heywood case) stops there."""
+    if noise == "shared":
+        return jnp.broadcast_to(smallest_noise(covariance), (hierarchy.n_features,))
+    sizes = jnp.asarray(group_sizes(hierarchy, noise), covariance.dtype)
+    shares = HEYWOOD * spread(pool(covariance.variances(), hierarchy, noise) / sizes, hierarchy, noise)
+    return jnp.maximum(shares, smallest_noise(covariance))
+
+
+def starting_point(
+    covariance: SampleCovariance, hierarchy: Hierarchy, noise: str
+) -> tuple[Float[Array, "d K"], Float[Array, " groups"]]:
+    """Loadings and noise variances to start from: `hcl-svd`, and what it leaves of the variances.
+
+    Where noise differs, the largest eigenvalues of S may be those of the noisiest view. The views are then brought to one noise
+    by a first fit, and fitted in these units.
+    """
+    factor, common = denoised_factor(covariance, hierarchy.n_factors)
+    start = structured_loadings(factor, hierarchy)
+    if noise == "shared":
+        return start, positive_noise(common[None], start, covariance)
+
+    def left(loadings: Float[Array, "d K"], kind: str) -> Float[Array, " groups"]:
+        sums = pool(covariance.variances() - jnp.sum(loadings**2, axis=1), hierarchy, kind)
+        return sums / jnp.asarray(group_sizes(hierarchy, kind), covariance.dtype)
+
+    floor = noise_floor(covariance, hierarchy, "view")
+    scale = jnp.sqrt(jnp.maximum(spread(jnp.maximum(left(start, "view"), common / 10), hierarchy, "view"), floor))
+    factor, _ = denoised_factor(covariance.divided_by(scale), hierarchy.n_factors)
+    start = scale[:, None] * structured_loadings(factor, hierarchy)
+    of_views = spread(jnp.maximum(left(start, "view"), common / 100), hierarchy, "view")
+    of_features = jnp.maximum(jnp.maximum(spread(left(start, noise), hierarchy, noise), of_views / 10), floor)
+    return start, pool(of_features, hierarchy, noise) / jnp.asarray(group_sizes(hierarchy, noise), covariance.dtype)
+
+
+class _Factors(NamedTuple):
+    """Loadings and a noise variance for every feature."""
+
+    loadings: Float[Array, "d K"]
+    psi: Float[Array, " d"]
+
+
+def likelihood_sweep(
+    covariance: SampleCovariance, hierarchy: Hierarchy, floor: Float[Array, " d"], at: _Factors
+) -> tuple[_Factors, Float[Array, ""]]:
+    """One step of expectation and maximisation from a point, and 2/ν times the log-likelihood (without d log 2π) at it.
+
+    E: C = W⁻¹FᵀΨ⁻¹, Ω = W⁻¹ + C S Cᵀ; M: F^(m)_a = (S Cᵀ)_{m,a} Ω_aa⁻¹, ψ_j = S_jj − f_jᵀ(S Cᵀ)_j (theory: Section 7).
+    """
+    F, psi = at
+    variances = covariance.variances()
+    W = jnp.eye(F.shape[1], dtype=F.dtype) + F.T @ (F / psi[:, None])
+    inverse, log_det = spd_inverse(W)
+    SC = covariance.product(F / psi[:, None] @ inverse)
+    explained = inverse @ (F.T @ (SC / psi[:, None]))
+    value = jnp.sum(jnp.log(psi) + variances / psi) + log_det - jnp.sum(W * explained)
+    loadings = apply_by_modality(SC, modality_inverses(inverse + explained, hierarchy, 0.0), hierarchy)
+    loadings = jnp.where(hierarchy.mask, loadings, 0)
+    return _Factors(loadings, jnp.maximum(variances - jnp.sum(loadings * SC, axis=1), floor)), -value
+
+
+def maximise_by_feature(
+    covariance: SampleCovariance, hierarchy: Hierarchy, start: _Factors, tolerance: float, max_steps: int
+) -> Estimate:
+    """Maximum likelihood with a noise variance for every feature, by accelerated steps of expectation and maximisation.
+
+    Along a line the likelihood is then no function of K × K matrices, and a variance on its floor stays there by itself.
+    """
+    floor, size = noise_floor(covariance, hierarchy, "feature"), start.loadings.size
+    sweep = partial(likelihood_sweep, covariance, hierarchy, floor)
+
+    def unflatten(vector: Array, like: _Factors) -> _Factors:
+        return _Factors(vector[:size].reshape(like.loadings.shape), jnp.maximum(jnp.exp(vector[size:]), floor))
+
+    unit = jnp.asarray(covariance.n_features, covariance.dtype)
+    flatten = lambda at: jnp.concatenate([at.loadings.ravel(), jnp.log(at.psi)])  # noqa: E731
+    end, _, steps, converged = ascend(sweep, flatten, unflatten, start, unit, tolerance, max_steps)
+    objective = start.loadings.shape[0] * jnp.log(2 * jnp.pi) - sweep(end)[1]
+    on_bound = (end.psi <= floor).any()
+    return finished(end.loadings, end.psi, converged, steps, objective, on_bound=on_bound, noise="feature")
+
+
+@compiled(check=check_problem)
+@named
 @scale_equivariant(log_scale)
 def hcl_ml(
     covariance: SampleCovariance,
     hierarchy: Hierarchy,
     *,
-    noise_per_modality: bool = False,
+    noise: str = "shared",
     tolerance: float | None = None,
     max_steps: int = 1500,
 ) -> Estimate:
     """`hcl-ml`: minimises log det Σ + tr(Σ⁻¹S), Σ = FFᵀ + Ψ, over masked F and the noise variance, from `hcl-svd`.
 
-    With `noise_per_modality`, Ψ has one variance per modality, and `noise_variance` of the estimate is the vector of them. The
-    objective is −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν.
+    `noise`: Ψ has one variance for all features, one a view, or one a feature; `noise_variance` of the estimate is a number, or
+    the vector of all features'. A feature's own is not let below 0.1 % of its variance (status 3). The objective is −2
+    log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν or an unknown kind of noise.
     """
-    check_degrees_of_freedom(covariance, hierarchy)
+    check_noise(noise)
+    start, start_noise = starting_point(covariance, hierarchy, noise)
+    if noise == "feature":
+        gain = stopping_tolerance(tolerance, covariance.dtype, double=1e-10, single=1e-6)
+        return maximise_by_feature(covariance, hierarchy, _Factors(start, start_noise), gain, max_steps)
     tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-6)
-    groups = noise_groups(hierarchy, noise_per_modality)
-    factor, noise = denoised_factor(covariance, hierarchy.n_factors)
-    start = structured_loadings(factor, hierarchy)
-    if noise_per_modality:
-        left = covariance.variances() - jnp.sum(start**2, axis=1)
-        start_noise = jnp.stack([jnp.maximum(jnp.mean(left[g]), noise / 10) for g in groups])
-    else:
-        start_noise = noise[None]
-    start_noise = positive_noise(start_noise, start, covariance)
-    return maximise_likelihood(covariance, hierarchy, start, start_noise, groups, tolerance, max_steps)
+    return maximise_likelihood(covariance, hierarchy, start, start_noise, noise, tolerance, max_steps)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, SampleCovariance, noise_variance
-from hcl_jax.estimators.estimate import Estimate, finished
+from hcl_jax.estimators.estimate import Estimate, check_problem, finished, named
 from hcl_jax.estimators.spectral import least_squares_objective
 from hcl_jax.structure import Hierarchy, full_lattice
 
@@ -102,6 +103,8 @@ def _published_loadings(
     return loadings
 
 
+@compiled(check=check_problem)
+@named
 def hcl_svd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-svd-published`: the released HCL_SVD. Its blocks are good, its loadings of one structure are not aligned between
     modalities.
@@ -145,6 +148,8 @@ def published_descent(covariance: SampleCovariance, hierarchy: Hierarchy, start:
     return finished(V, noise, stopped, steps, objective)
 
 
+@compiled(check=check_problem)
+@named
 def hcl_gd_published(covariance: SampleCovariance, hierarchy: Hierarchy) -> Estimate:
     """`hcl-gd-published`: the released HCL_grad started at the released HCL_SVD. Raises `ValueError` as `hcl_svd_published`
     does."""

@@ -1,195 +1,293 @@
-"""Variational Bayes with automatic relevance determination (theory: Section 3)."""
+"""Variational Bayes with automatic relevance determination (theory: Sections 3 and 7)."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators.estimate import Estimate, finished, stopping_tolerance
-from hcl_jax.estimators.likelihood import check_degrees_of_freedom, hcl_ml, positive_noise, smallest_noise
-from hcl_jax.linalg import Anderson, spd_inverse
-from hcl_jax.structure import Hierarchy, Structure
+from hcl_jax.estimators.estimate import Estimate, check_problem, finished, stopping_tolerance
+from hcl_jax.estimators.fixed_point import ascend
+from hcl_jax.estimators.likelihood import hcl_ml, noise_floor, positive_noise
+from hcl_jax.fisher import check_noise, group_sizes, noise_by_feature, pool, spread
+from hcl_jax.linalg import principal_axes, spd_inverse
+from hcl_jax.structure import Hierarchy
 
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
-PRUNED = 1e6  # cap of α, in units of the data precision νΩ_kk/σ²: a column there is pruned
+FADED = 0.1  # relevance below which a column that the bound is better without is taken out
+UNCORRELATED = 0.99  # shrinkage of a modality's prior correlations above which they are taken for none
 
 
 class Posterior(NamedTuple):
-    """q(Λ) and the hyperparameters: means, per modality the column covariance C_m (zero on inactive columns), precisions α,
-    noise σ²."""
+    """q(Λ) and the hyperparameters.
+
+    Row j of modality m is normal with mean E[λ_j] and covariance C_j = A_m diag(c_j) A_mᵀ; its prior is N(0, Γ_m). Γ_m is zero on
+    inactive columns and on those that were pruned.
+    """
 
     mean: Float[Array, "d K"]
-    column_covariances: Float[Array, "M K K"]
-    precisions: Float[Array, "M K"]
-    noise: Float[Array, " groups"]
+    axes: Float[Array, "M K K"]  # A_m
+    shares: Float[Array, "d K"]  # c_j
+    prior: Float[Array, "M K K"]  # Γ_m
+    psi: Float[Array, " d"]
+
+    @property
+    def kept(self) -> Bool[Array, "M K"]:
+        """The columns of each modality that are neither inactive nor pruned."""
+        return jnp.diagonal(self.prior, axis1=1, axis2=2) > 0
 
     def scaled(self, root: Float[Array, ""]) -> "Posterior":
         """The posterior of data `root` times as large."""
         square = root**2
-        return Posterior(root * self.mean, square * self.column_covariances, self.precisions / square, square * self.noise)
+        return Posterior(root * self.mean, root * self.axes, self.shares, square * self.prior, square * self.psi)
+
+    def covariance_sums(self, weights: Float[Array, " d"], hierarchy: Hierarchy) -> Float[Array, "M K K"]:
+        """Σ_j w_j C_j over the features of every modality."""
+        sums = jnp.stack([weights[r] @ self.shares[r] for r in map(hierarchy.rows, hierarchy.modalities)])
+        return (self.axes * sums[:, None, :]) @ jnp.swapaxes(self.axes, 1, 2)
+
+    def second_moments(self, hierarchy: Hierarchy) -> Float[Array, "M K K"]:
+        """E_m = E[Λ^(m)ᵀΛ^(m)]."""
+        grams = jnp.stack([self.mean[r].T @ self.mean[r] for r in map(hierarchy.rows, hierarchy.modalities)])
+        return grams + self.covariance_sums(jnp.ones_like(self.psi), hierarchy)
+
+    def variances(self, hierarchy: Hierarchy) -> Float[Array, "d K"]:
+        """(C_j)_kk."""
+        rows = map(hierarchy.rows, hierarchy.modalities)
+        return jnp.concatenate([self.shares[r] @ (A**2).T for r, A in zip(rows, self.axes, strict=True)])
+
+    def scores(self, covariance: SampleCovariance, hierarchy: Hierarchy) -> "Scores":
+        """The q(z) that maximises the bound given q(Λ)."""
+        second = self.mean.T @ (self.mean / self.psi[:, None]) + self.covariance_sums(1 / self.psi, hierarchy).sum(axis=0)
+        precision = jnp.eye(second.shape[0], dtype=second.dtype) + second
+        C_z, log_det = spd_inverse(precision)
+        B = self.mean / self.psi[:, None] @ C_z  # Bᵀ of the text
+        image = covariance.product(B)
+        return Scores(image, C_z + B.T @ image, precision, log_det)
 
 
-class _Sweep(NamedTuple):
-    posterior: Posterior
-    bound: Float[Array, ""]
+class Scores(NamedTuple):
+    """q(z): S Bᵀ, Ω, C_z⁻¹ and its log det."""
+
+    image: Float[Array, "d K"]
+    omega: Float[Array, "K K"]
+    precision: Float[Array, "K K"]
+    log_det_precision: Float[Array, ""]
+
+
+class Hyperprior(NamedTuple):
+    """What each modality's Γ_m is drawn to: Γ_m = (1 − λ_m) E_m/d_m + λ_m D_m, the mode under an inverse Wishart law. Not in
+    force, Γ_m is the diagonal of E_m/d_m."""
+
+    shrinkage: Float[Array, " M"]  # λ_m
+    target: Float[Array, "M K"]  # diag D_m
+    in_force: Bool[Array, ""]
 
 
 class _Vb:
     """The coordinate ascent of one problem."""
 
-    def __init__(self, covariance: SampleCovariance, hierarchy: Hierarchy):
-        self.S, self.hierarchy = covariance, hierarchy
+    def __init__(self, covariance: SampleCovariance, hierarchy: Hierarchy, noise: str, hyperprior: Hyperprior):
+        self.S, self.hierarchy, self.noise, self.hyperprior = covariance, hierarchy, noise, hyperprior
         dtype = covariance.dtype
         self.rows = [hierarchy.rows(m) for m in hierarchy.modalities]
         self.dims = jnp.array(hierarchy.dims, dtype)
-        self.seen = jnp.asarray(hierarchy.modality_mask, dtype)
         self.eye = jnp.eye(hierarchy.n_factors, dtype=dtype)
-        self.trace = covariance.trace()
-        self.smallest_noise = smallest_noise(covariance)
+        self.variances = covariance.variances()
+        self.sizes = jnp.asarray(group_sizes(hierarchy, noise), dtype)
+        self.floor = noise_floor(covariance, hierarchy, noise)
 
-    def second_moments(self, mean: Array, column_covariances: Array) -> Float[Array, "M K K"]:
-        """E_m = E[Λ^(m)]ᵀE[Λ^(m)] + d_m C_m."""
-        grams = jnp.stack([mean[r].T @ mean[r] for r in self.rows])
-        return grams + self.dims[:, None, None] * column_covariances
+    def by_feature(self, table: Array) -> Array:
+        """The rows of an M × K table, repeated over the features of their modalities."""
+        return jnp.repeat(table, np.array(self.hierarchy.dims), axis=0, total_repeat_length=self.hierarchy.n_features)
 
-    def sweep(self, at: Posterior) -> _Sweep:
-        """One pass of coordinate maximisations, scores first, and the bound after it."""
-        nu, d, seen = self.S.nu, self.S.n_features, self.seen
-        noise = at.noise[0]
-        scores, log_det_inverse = spd_inverse(self.eye + self.second_moments(at.mean, at.column_covariances).sum(axis=0) / noise)
-        B = at.mean @ scores / noise  # Bᵀ of the text
-        SB = self.S.product(B)
-        omega = scores + B.T @ SB
+    def best_prior(self, moments: Float[Array, "M K K"], kept: Bool[Array, "M K"]) -> Float[Array, "M K K"]:
+        """Γ_m that maximises the bound, and the hyperprior's density where there is one, on the columns that are kept."""
+        shrinkage, target, in_force = self.hyperprior
+        scaled, shrinkage = moments / self.dims[:, None, None], shrinkage[:, None, None]
+        drawn = (1 - shrinkage) * scaled + shrinkage * target[:, :, None] * self.eye[None]
+        best = jnp.where(in_force, drawn, scaled * self.eye[None])
+        return jnp.where(kept[:, :, None] & kept[:, None, :], best, 0)
 
-        both = seen[:, :, None] * seen[:, None, :]
-        precision = both * (nu / noise) * omega[None] + self.eye[None] * (at.precisions * seen + (1 - seen))[:, None, :]
-        inverses, log_dets = zip(*map(spd_inverse, precision), strict=True)
-        column_covariances = both * jnp.stack(inverses)
-        mean = jnp.concatenate([SB[r] @ column_covariances[m] for m, r in enumerate(self.rows)]) * (nu / noise)
-        moments = self.second_moments(mean, column_covariances)
-        mean_squares = jnp.diagonal(moments, axis1=1, axis2=2)
-        cap = PRUNED * nu * jnp.diagonal(omega) / noise
-        precisions = jnp.minimum(self.dims[:, None] / jnp.where(seen > 0, mean_squares, 1), cap[None, :])
-        q = self.trace - 2 * jnp.sum(mean * SB) + jnp.sum(moments.sum(axis=0) * omega)
-        new_noise = jnp.maximum(q / d, self.smallest_noise)
+    def roots(self, prior: Float[Array, "M K K"], kept: Bool[Array, "M K"]) -> Float[Array, "M K K"]:
+        """Cholesky factors of Γ_m, with ones on the diagonal for columns that are not kept."""
+        return jax.lax.map(jnp.linalg.cholesky, prior + jnp.where(kept, 0, 1)[:, :, None] * self.eye[None])
 
-        active = seen.sum(axis=1)
-        fit = d * jnp.log(2 * jnp.pi * new_noise) + q / new_noise
-        latent = jnp.trace(omega) - self.hierarchy.n_factors + log_det_inverse
-        prior = jnp.sum(seen * precisions * mean_squares, axis=1) + self.dims * (
-            jnp.stack(log_dets) - active - jnp.sum(seen * jnp.log(precisions), axis=1)
+    def loadings(
+        self, at: Posterior, roots: Float[Array, "M K K"], SB: Float[Array, "d K"], omega: Float[Array, "K K"]
+    ) -> tuple[Posterior, Float[Array, "M K"]]:
+        """q(Λ) that maximises the bound given the scores, and the eigenvalues w of each modality's Ω in units of its prior.
+
+        C_j = (νΩ/ψ_j + Γ_m⁻¹)⁻¹ for all features of a modality by one eigenproblem: with Γ = RRᵀ and RᵀΩR = U diag(w) Uᵀ,
+        A = RU and c_jk = 1/(1 + νw_k/ψ_j).
+        """
+        held = jnp.where(at.kept[:, :, None], roots, 0)
+        w, U = jax.lax.map(jnp.linalg.eigh, jnp.swapaxes(held, 1, 2) @ omega[None] @ held)
+        axes, w = held @ U, jnp.maximum(w, 0)
+        precisions = self.S.nu / at.psi
+        shares = 1 / (1 + precisions[:, None] * self.by_feature(w))
+        mean = [(SB[r] @ axes[m] * shares[r] * precisions[r, None]) @ axes[m].T for m, r in enumerate(self.rows)]
+        return at._replace(mean=jnp.concatenate(mean), axes=axes, shares=shares), w
+
+    def sweep(self, at: Posterior) -> tuple[Posterior, Float[Array, ""]]:
+        """One pass of coordinate maximisations, scores first, and the bound after it (with the hyperprior's density)."""
+        nu, kept = self.S.nu, at.kept
+        SB, omega, _, log_det_precision = at.scores(self.S, self.hierarchy)
+        roots = self.roots(at.prior, kept)
+        new, w = self.loadings(at, roots, SB, omega)
+        moments = new.second_moments(self.hierarchy)
+        new = new._replace(prior=self.best_prior(moments, kept))
+        misfit = self.variances - 2 * jnp.sum(new.mean * SB, axis=1) + jnp.sum(new.mean @ omega * new.mean, axis=1)
+        misfit = misfit + jnp.concatenate([new.shares[r] @ w[m] for m, r in enumerate(self.rows)])
+        pooled = pool(misfit, self.hierarchy, self.noise) / self.sizes
+        new = new._replace(psi=jnp.maximum(spread(pooled, self.hierarchy, self.noise), self.floor))
+        fit = jnp.sum(jnp.log(2 * jnp.pi * new.psi) + misfit / new.psi)
+        latent = jnp.trace(omega) - self.hierarchy.n_factors + log_det_precision
+        bound = -nu / 2 * (fit + latent) - (self.divergence(new, moments, roots) - jnp.sum(jnp.log(new.shares))) / 2
+        return self.without_faded(new, at.prior), bound
+
+    def divergence(self, new: Posterior, moments: Float[Array, "M K K"], old_roots: Float[Array, "M K K"]) -> Float[Array, ""]:
+        """2 KL of q(Λ), found with the old prior, from the new one, less the part of the shares c_j: tr Γ⁻¹E_m − d_mK_m + d_m log
+        det Γ/Γ_old by modality, and −2 log of the hyperprior's density, λd_m/(1 − λ) (tr Γ⁻¹D + log det Γ)."""
+        kept = new.kept
+        roots = self.roots(new.prior, kept)
+        inverses = jax.lax.map(lambda R: jax.scipy.linalg.cho_solve((R, True), self.eye), roots)
+        log_det, old_log_det = (2 * jnp.sum(jnp.log(jnp.diagonal(R, axis1=1, axis2=2)), axis=1) for R in (roots, old_roots))
+        moments = jnp.where(kept[:, :, None] & kept[:, None, :], moments, 0)
+        fitted = (
+            jnp.sum(inverses * moments, axis=(1, 2))
+            - self.dims * kept.sum(axis=1, dtype=self.dims.dtype)
+            + self.dims * (log_det - old_log_det)
         )
-        bound = -nu / 2 * (fit + latent) - prior.sum() / 2
-        return _Sweep(Posterior(mean, column_covariances, precisions, new_noise[None]), bound)
+        shrinkage, target, in_force = self.hyperprior
+        free = in_force & (shrinkage < 1)  # at λ = 1, Γ is D for good
+        strength = jnp.where(free, shrinkage / jnp.where(free, 1 - shrinkage, 1), 0)
+        drawn = jnp.sum(jnp.where(kept, jnp.diagonal(inverses, axis1=1, axis2=2) * target, 0), axis=1) + log_det
+        return jnp.sum(fitted + self.dims * strength * drawn)
+
+    def without_faded(self, at: Posterior, prior: Float[Array, "M K K"]) -> Posterior:
+        """The posterior without the columns, for good, that have faded and that the bound is better without; `prior` is the one
+        that q(Λ) was found with.
+
+        In the bound as a function of a column's prior variance alone, Σ_j (q_j² − s_j)/2 is the slope at 0, s_j = 1/C_jkk − α_k
+        and q_j = E[λ_jk]/C_jkk: where it is negative there is nothing to gain (Tipping and Faul 2003).
+        """
+        variances = at.variances(self.hierarchy)
+        held = jnp.where(variances > 0, variances, 1)
+        prior_variances = jnp.diagonal(prior, axis1=1, axis2=2)
+        alpha = self.by_feature(1 / jnp.where(prior_variances > 0, prior_variances, 1))
+        slopes = jnp.where(variances > 0, (at.mean / held) ** 2 - 1 / held + alpha, 0)
+        slope, square, spread_out = (pool(x, self.hierarchy, "view") for x in (slopes, at.mean**2, variances))
+        gone = (slope < 0) & (square < FADED * spread_out) & ~self.hyperprior.in_force
+        left = at.kept & ~gone
+        prior = jnp.where(left[:, :, None] & left[:, None, :], at.prior, 0)
+        mean = jnp.where(self.by_feature(gone), 0, at.mean)
+        return at._replace(mean=mean, axes=jnp.where(gone[:, :, None], 0, at.axes), prior=prior)
 
 
-def _principal_axes(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
-    """The same loadings with orthogonal columns within every structure: the axes along which relevance can be told apart."""
-    rotated = []
-    for columns in map(hierarchy.columns, hierarchy.structures):
-        block = loadings[:, columns]
-        _, axes = jnp.linalg.eigh(block.T @ block)
-        rotated.append(block @ axes[:, ::-1])
-    return jnp.concatenate(rotated, axis=1)
+def _starting_point(
+    hierarchy: Hierarchy, loadings: Float[Array, "d K"], psi: Float[Array, " d"], nu: Float[Array, ""]
+) -> Posterior:
+    """Loadings that are known, under the prior that fits them: next to nothing where they are."""
+    blocks = [loadings[:, hierarchy.columns(s)] for s in hierarchy.structures]
+    mean = jnp.concatenate([block @ principal_axes(block) for block in blocks], axis=1)  # where relevance can be told apart
+    seen, dtype = jnp.asarray(hierarchy.modality_mask), mean.dtype
+    none = jnp.zeros((*seen.shape, seen.shape[1]), dtype)
+    squares = pool(mean**2, hierarchy, "view") + 1e-6 * pool(psi, hierarchy, "view")[:, None] / nu
+    prior = jnp.where(seen, squares / jnp.array(hierarchy.dims, dtype)[:, None], 0)
+    return Posterior(mean, none, jnp.ones_like(mean), prior[:, :, None] * jnp.eye(seen.shape[1], dtype=dtype)[None], psi)
 
 
-def _starting_point(vb: _Vb, loadings: Float[Array, "d K"], noise: Float[Array, ""]) -> Posterior:
-    mean = _principal_axes(loadings, vb.hierarchy)
-    none = jnp.zeros_like(vb.second_moments(mean, jnp.zeros((), mean.dtype)))
-    squares = jnp.diagonal(vb.second_moments(mean, none), axis1=1, axis2=2)
-    floor = 1e-6 * noise / vb.S.nu * vb.dims[:, None]
-    return Posterior(mean, none, vb.dims[:, None] / jnp.maximum(squares, floor), noise[None])
+def correlated_prior(q: Posterior, hierarchy: Hierarchy) -> Hyperprior:
+    """How far the correlations of a modality's columns can be told from chance, by E_m of a fit that takes them for independent.
+
+    λ_m = Σ(1 − r²)²/d_m / Σ r² over the pairs of columns, at most 1: the shrinkage of a correlation matrix of least expected
+    squared error (Schäfer and Strimmer 2005). Independent columns have r² ≈ 1/d_m, and λ_m = 1.
+    """
+    kept = q.kept
+    variances = jnp.diagonal(q.prior, axis1=1, axis2=2)
+    scale = jnp.sqrt(jnp.where(kept, variances, 1))
+    dims = jnp.array(hierarchy.dims, q.mean.dtype)
+    pairs = kept[:, :, None] & kept[:, None, :] & ~jnp.eye(kept.shape[1], dtype=bool)[None]
+    r = jnp.where(pairs, q.second_moments(hierarchy) / dims[:, None, None] / scale[:, :, None] / scale[:, None, :], 0)
+    spread_out = jnp.sum(jnp.where(pairs, (1 - r**2) ** 2, 0), axis=(1, 2)) / dims
+    size = jnp.sum(r**2, axis=(1, 2))
+    shrinkage = jnp.where(size > spread_out, spread_out / jnp.where(size > 0, size, 1), 1)
+    return Hyperprior(jnp.where(shrinkage < UNCORRELATED, shrinkage, 1), variances, jnp.array(True))
 
 
-def maximise_bound(vb: _Vb, start: Posterior, tolerance: float, max_steps: int) -> tuple[_Sweep, Array, Array]:
-    """(last sweep, steps, converged): coordinate sweeps, Anderson-accelerated in E[Λ] and log σ². The bound never falls: an
-    extrapolation that lowers it is dropped and the memory of past steps cleared."""
+def maximise_bound(
+    vb: _Vb, start: Posterior, tolerance: float, max_steps: int
+) -> tuple[Posterior, Float[Array, ""], Int[Array, ""], Bool[Array, ""]]:
+    """(posterior, bound, steps, converged): coordinate sweeps, Anderson-accelerated in E[Λ] and the noise's logarithms."""
+    hierarchy, noise = vb.hierarchy, vb.noise
+    size = start.mean.size
 
     def flatten(p: Posterior) -> Array:
-        return jnp.concatenate([p.mean.ravel(), jnp.log(p.noise)])
+        return jnp.concatenate([p.mean.ravel(), pool(jnp.log(p.psi), hierarchy, noise) / vb.sizes])
 
     def unflatten(vector: Array, like: Posterior) -> Posterior:
-        mean = vector[:-1].reshape(like.mean.shape)
-        squares = jnp.diagonal(vb.second_moments(mean, like.column_covariances), axis1=1, axis2=2)
-        precisions = vb.dims[:, None] / jnp.where((vb.seen > 0) & (squares > 0), squares, 1)
-        return Posterior(mean, like.column_covariances, jnp.minimum(precisions, PRUNED * like.precisions), jnp.exp(vector[-1:]))
+        mean = jnp.where(vb.by_feature(like.kept), vector[:size].reshape(like.mean.shape), 0)
+        moved = like._replace(mean=mean, psi=jnp.maximum(jnp.exp(spread(vector[size:], hierarchy, noise)), vb.floor))
+        return moved._replace(prior=vb.best_prior(moved.second_moments(hierarchy), like.kept))
 
-    def advance(state):
-        best, memory_before, trial, small, step = state
-        swept = vb.sweep(trial)
-        accepted = swept.bound >= best.bound
-        image = flatten(swept.posterior)
-        pushed = memory_before.push(image, image - flatten(trial))
-        empty = Anderson.empty(image.shape[0], image.dtype)
-        memory = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), pushed, empty)
-        extrapolated = unflatten(memory.extrapolate(), swept.posterior)
-        gain = 2 * (swept.bound - best.bound) / (vb.S.nu * vb.S.n_features)  # per degree of freedom and feature: free of units
-        rounded = ~accepted & (memory_before.used < 0)  # a plain sweep from the best point lost: only rounding is left to gain
-        gains_little = (accepted & (gain < tolerance)) | rounded
-        small = jnp.where(gains_little, small + 1, jnp.where(accepted, 0, small))
-        best = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), swept, best)
-        trial = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), extrapolated, best.posterior)
-        return best, memory, trial, small, step + 1
-
-    first = vb.sweep(start)
-    size = start.mean.size + 1
-    state = (first, Anderson.empty(size, start.mean.dtype), first.posterior, jnp.array(0), jnp.array(1))
-    best, _, _, small, steps = jax.lax.while_loop(lambda s: (s[3] < 2) & (s[4] < max_steps), advance, state)
-    return best, steps, small >= 2
+    unit = vb.S.nu * vb.S.n_features / 2  # a gain per degree of freedom and feature is free of units
+    return ascend(vb.sweep, flatten, unflatten, start, unit, tolerance, max_steps)
 
 
+@compiled(check=check_problem)
 def fit_posterior(
-    covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 500
+    covariance: SampleCovariance,
+    hierarchy: Hierarchy,
+    *,
+    noise: str = "shared",
+    tolerance: float | None = None,
+    max_steps: int = 500,
 ) -> tuple[Posterior, Estimate]:
     """(q, estimate): the whole variational posterior behind `hcl_vb`."""
-    check_degrees_of_freedom(covariance, hierarchy)
+    check_noise(noise)
     tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-7, single=1e-6)
     unit, root = covariance.in_unit_scale()
-    vb = _Vb(unit, hierarchy)
-    start = hcl_ml(unit, hierarchy, tolerance=START_TOLERANCE, max_steps=50)
-    point = _starting_point(vb, start.loadings, positive_noise(start.noise_variance, start.loadings, unit))
-    swept, steps, converged = maximise_bound(vb, point, tolerance, max_steps)
-    converged &= swept.posterior.noise[0] > vb.smallest_noise  # there, for data without noise, rounding decides
-    fit = finished(swept.posterior.mean, swept.posterior.noise[0], converged, steps, -swept.bound / covariance.nu)
-    posterior = swept.posterior.scaled(root)
+    start = hcl_ml(unit, hierarchy, noise=noise, tolerance=START_TOLERANCE, max_steps=50)
+    floor = noise_floor(unit, hierarchy, noise)
+    psi = positive_noise(noise_by_feature(start.noise_variance, hierarchy.n_features), start.loadings, unit)
+    first = _starting_point(hierarchy, start.loadings, jnp.maximum(psi, floor), unit.nu)
+
+    def stage(q: Posterior, in_force: Bool[Array, ""]) -> tuple[Posterior, tuple[Array, ...]]:
+        hyperprior = correlated_prior(q, hierarchy)._replace(in_force=in_force)
+        q, *ended = maximise_bound(_Vb(unit, hierarchy, noise, hyperprior), q, tolerance, max_steps)
+        return q, tuple(ended)
+
+    q, (bounds, steps, converged) = jax.lax.scan(stage, first, jnp.array([False, True]))  # one compiled program for both
+    bound, steps, converged = bounds[-1], steps.sum(), converged.all()
+    reported = q.psi[0] if noise == "shared" else q.psi
+    fit = finished(q.mean, reported, converged, steps, -bound / covariance.nu, on_bound=(q.psi <= floor).any(), noise=noise)
+    posterior = q.scaled(root)
     objective = fit.objective + covariance.n_features * jnp.log(root)  # −bound/ν has half of the likelihood's log det Σ
-    return posterior, Estimate(posterior.mean, posterior.noise[0], fit.status, fit.steps, objective)
-
-
-def relevance(posterior: Posterior, hierarchy: Hierarchy) -> Float[Array, "M K"]:
-    """‖E[Λ^(m)_k]‖²/(d_m (C_m)_kk): how far each column of each modality stands out of its own uncertainty, 0 on inactive ones.
-
-    Columns that the data do not support end far below 1, those that they do far above.
-    """
-    squares = jnp.stack([jnp.sum(posterior.mean[hierarchy.rows(m)] ** 2, axis=0) for m in hierarchy.modalities])
-    variances = jnp.diagonal(posterior.column_covariances, axis1=1, axis2=2)
-    spread = variances * jnp.asarray(hierarchy.dims, variances.dtype)[:, None]
-    return jnp.where(spread > 0, squares / jnp.where(spread > 0, spread, 1), 0)
-
-
-def found_columns(relevances: Float[np.ndarray, "M K"], hierarchy: Hierarchy) -> dict[Structure, list[int]]:
-    """The columns that data support, by the structure of the modalities in which their relevance exceeds 1: the ranks and
-    structures that `hcl-vb` finds when it is given more than there are."""
-    found: dict[Structure, list[int]] = {}
-    for column in range(hierarchy.n_factors):
-        seen = tuple(m for m in hierarchy.modalities if relevances[m - 1, column] > 1)
-        if seen:
-            found.setdefault(seen, []).append(column)
-    return found
+    return posterior, dataclasses.replace(
+        fit, loadings=posterior.mean, noise_variance=root**2 * reported, objective=objective, method="hcl-vb"
+    )
 
 
 def hcl_vb(
-    covariance: SampleCovariance, hierarchy: Hierarchy, *, tolerance: float | None = None, max_steps: int = 500
+    covariance: SampleCovariance,
+    hierarchy: Hierarchy,
+    *,
+    noise: str = "shared",
+    tolerance: float | None = None,
+    max_steps: int = 500,
 ) -> Estimate:
     """`hcl-vb`: posterior mean of the loadings under Λ^(m)_jk ~ N(0, 1/α_{m,k}), with α and σ² that maximise the variational
     bound.
 
-    q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. Columns that cannot be seen are pruned to zero. Stops
-    when 2/(νd) times the bound twice running gains less than `tolerance` (1e-7 in float64, 1e-6 in float32), or nothing but
-    rounding: what it still gains after that is in rotations within structures and in columns on their way to zero, and moves
-    the Gram error by less than 1 % (docs/results.md). The objective is −bound/ν. Raises `ValueError` for K ≥ ν.
+    q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. Columns that cannot be seen are pruned to zero. `noise`:
+    one variance for all features, one a view, or one a feature. Stops when 2/(νd) times the bound twice running gains less than
+    `tolerance` (1e-7 in float64, 1e-6 in float32), or nothing but rounding: what it still gains after that is in rotations within
+    structures and in columns on their way to zero, and moves the Gram error by less than 1 % (docs/results.md). The objective
+    is −bound/ν. Raises `ValueError` for K ≥ ν or an unknown kind of noise.
     """
-    return fit_posterior(covariance, hierarchy, tolerance=tolerance, max_steps=max_steps)[1]
+    return fit_posterior(covariance, hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)[1]

@@ -1,5 +1,6 @@
 """A cell of a study: all that changes shapes or distributions, named by content; and hierarchies that are wrong on purpose."""
 
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -8,7 +9,8 @@ from hcl_jax.structure import Hierarchy, Structure, full_lattice, structure_name
 FITTED = ("true", "missing", "extra", "low", "high", "merged")
 SAMPLINGS = ("wishart", "data")
 RANK_SHIFT = 2  # how far `low` and `high` are from the true ranks
-NAME_LENGTH = 120
+NAME_BYTES = 120
+_UNSAFE = re.compile(r"[^\w.,=+@ -]")
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,15 @@ class Cell:
     @property
     def draw_name(self) -> str:
         """Names the data: all but the hierarchy that is fitted to them, so that fits of different hierarchies are paired."""
-        fields = hierarchy_fields(self.hierarchy) | {"n": str(self.n), "noise_variance": format(self.noise_variance, ".12g")}
+        fields = hierarchy_fields(self.hierarchy) | {"n": str(self.n), "noise_variance": number_name(self.noise_variance)}
         optional = {"latent": "gaussian", "sampling": "wishart", "loadings": ""}
         fields |= {name: getattr(self, name) for name, default in optional.items() if getattr(self, name) != default}
         return join_fields(fields)
 
     @property
     def name(self) -> str:
-        """`key=value` in a fixed order, defaults left out; beyond 120 characters cut and completed by its crc32."""
-        return shorten(self.draw_name + (f",fitted={self.fitted}" if self.fitted != "true" else ""))
+        """`key=value` in a fixed order, defaults left out, as `path_name` makes it."""
+        return path_name(self.draw_name + (f",fitted={self.fitted}" if self.fitted != "true" else ""))
 
     @property
     def draw_checksum(self) -> int:
@@ -103,11 +105,28 @@ def join_fields(fields: dict[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in fields.items())
 
 
-def shorten(name: str) -> str:
-    """The name, or beyond 120 characters its beginning and its crc32."""
-    if len(name) <= NAME_LENGTH:
+def number_name(value: float) -> str:
+    """Twelve digits, or all that the number needs: no two numbers have one name.
+
+    >>> number_name(1.0), number_name(0.3), number_name(0.1 + 0.2)
+    ('1', '0.3', '0.30000000000000004')
+    """
+    text = format(value, ".12g")
+    return text if float(text) == value else repr(float(value))
+
+
+def path_name(name: str) -> str:
+    """The name, as a file or folder can have it: letters, digits and any of `.,=+@ _-`, and at most 120 bytes. Where that takes
+    another character's place, or an end, the crc32 of the whole name follows, so that what differs is still told apart.
+
+    >>> path_name("loadings=rna/counts")
+    'loadings=rna_counts-a3362226'
+    """
+    safe = _UNSAFE.sub("_", name)
+    if safe == name and len(name.encode()) <= NAME_BYTES:
         return name
-    return f"{name[: NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
+    start = safe.encode()[: NAME_BYTES - 9].decode(errors="ignore")
+    return f"{start}-{zlib.crc32(name.encode()):08x}"
 
 
 def fitted_hierarchy(hierarchy: Hierarchy, variant: str) -> Hierarchy:

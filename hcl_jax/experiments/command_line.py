@@ -21,6 +21,7 @@ from hcl_jax.experiments.cluster import ClusterError, dask_executor
 from hcl_jax.experiments.dry_run import format_costs, project_costs
 from hcl_jax.experiments.executors import Executor, Stop, run_here, run_sweep
 from hcl_jax.experiments.experiment import AnyCell, Experiment
+from hcl_jax.experiments.methods import check_methods
 from hcl_jax.experiments.runtime import configure, describe
 from hcl_jax.experiments.store import Identity, OutputError, Store, read_results, set_aside_name
 from hcl_jax.experiments.summary import format_summary, select_results, summarise
@@ -29,7 +30,6 @@ from hcl_jax.experiments.sweep import (
     Sweep,
     Task,
     check_memory,
-    check_methods,
     check_tasks,
     memory_available,
     memory_needed,

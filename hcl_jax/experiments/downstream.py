@@ -20,9 +20,10 @@ from hcl_jax.baselines.linear import LinearFit, own_prediction
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
 from hcl_jax.estimators.estimate import Estimate
-from hcl_jax.experiments.cell import hierarchy_columns, hierarchy_fields, join_fields, shorten
+from hcl_jax.experiments.cell import hierarchy_columns, hierarchy_fields, join_fields, number_name, path_name
 from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
+from hcl_jax.experiments.methods import is_estimator
 from hcl_jax.experiments.recovery import check_samples, estimate_program
 from hcl_jax.limits import bayes
 from hcl_jax.metrics import coefficient_errors, prediction_errors
@@ -80,17 +81,17 @@ class DownstreamCell:
     def draw_name(self) -> str:
         """Names the data."""
         fields = hierarchy_fields(self.hierarchy) | {"n": str(self.n), "m": str(self.m)}
-        fields["noise_variance"] = format(self.noise_variance, ".12g")
+        fields["noise_variance"] = number_name(self.noise_variance)
         if self.response_noise_variance != 0.1:
-            fields["response_noise_variance"] = format(self.response_noise_variance, ".12g")
+            fields["response_noise_variance"] = number_name(self.response_noise_variance)
         if self.support:
             fields["support"] = "+".join(map(structure_name, self.support))
         return join_fields(fields)
 
     @property
     def name(self) -> str:
-        """`key=value` in a fixed order, defaults left out; beyond 120 characters cut and completed by its crc32."""
-        return shorten(self.draw_name)
+        """`key=value` in a fixed order, defaults left out, as `path_name` makes it."""
+        return path_name(self.draw_name)
 
     def columns(self) -> dict[str, str | int | float]:
         """The cell's columns of a tidy table."""
@@ -170,13 +171,14 @@ Scores = tuple[Float[Array, "d R"], Regression]
 
 
 def _on_posterior_means(regress: Callable[[FoldMoments, Hierarchy], Regression], fit: Estimate, drawn: Drawn) -> Scores:
-    score_map = posterior_mean_scores(fit.loadings, jnp.mean(fit.noise_variance))
+    score_map = posterior_mean_scores(fit.loadings, fit.noise_variance)
     return score_map, regress(drawn.moments.project(score_map), drawn.truth.hierarchy)
 
 
 def _debiased(regress: Callable[[FoldMoments, Hierarchy, Array], Regression], fit: Estimate, drawn: Drawn) -> Scores:
     score_map = least_squares_scores(fit.loadings)
-    noise_gram = jnp.mean(fit.noise_variance) * score_map.T @ score_map
+    noise = jnp.broadcast_to(fit.noise_variance, score_map.shape[:1])  # one value, or one a feature
+    noise_gram = (score_map.T * noise[None, :]) @ score_map
     return score_map, regress(drawn.moments.project(score_map), drawn.truth.hierarchy, noise_gram)
 
 
@@ -198,6 +200,10 @@ SCORE_REGRESSIONS: dict[str, Callable[[FoldMoments], Regression]] = {"least-squa
 """Regressions on the scores of any other representation. Supervised ones may also predict on their OWN."""
 
 
+SUPERVISED = tuple(name for name in BASELINES if name.startswith(("sjive", "mmfl")))
+"""Representations that see the response."""
+
+
 def split_method(method: str) -> tuple[str, str]:
     """(representation, regression) of a method's name."""
     representation, _, regression = method.partition("+")
@@ -208,7 +214,7 @@ def known_methods() -> tuple[str, ...]:
     """Every method of the study."""
     hcl = [f"{name}+{regression}" for name in ESTIMATORS for regression in HCL_REGRESSIONS]
     others = [f"{name}+{regression}" for name in (RAW, *BASELINES) for regression in SCORE_REGRESSIONS]
-    own = [f"{name}+{OWN}" for name in BASELINES if name.startswith(("sjive", "mmfl"))]
+    own = [f"{name}+{OWN}" for name in SUPERVISED]
     return (*hcl, *others, *own, LIMIT)
 
 
@@ -295,7 +301,7 @@ class Downstream:
         representation, regression = split_method(method)
         if representation == RAW:
             return (Stage(method, outcome_program(regression, False, batched), lambda drawn, _: (None, drawn)),)
-        estimated = representation in ESTIMATORS
+        estimated = is_estimator(representation)
         if estimated:
             program = estimate_program(representation, cell.hierarchy, batched)
             first = Stage(representation, program, lambda drawn, _: drawn.covariance)

@@ -17,10 +17,11 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
-from hcl_jax.estimators.estimate import Estimate
+from hcl_jax.estimators.estimate import Estimate, without_name
 from hcl_jax.experiments.cell import Cell
 from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
+from hcl_jax.experiments.methods import LIKELIHOOD_METHODS, estimator, split_noise
 from hcl_jax.limits import LIMITS
 from hcl_jax.metrics import recovery_errors
 from hcl_jax.model import (
@@ -33,7 +34,6 @@ from hcl_jax.model import (
 from hcl_jax.structure import Hierarchy, Structure
 
 Drawn = tuple[Truth, SampleCovariance]
-LIKELIHOOD_METHODS = ("hcl-ml", "hcl-vb")  # unbounded where there are as many factors as degrees of freedom
 RECOVERY_LIMITS = ("cramer-rao", "detection")
 RECOVERY_METHODS = (*ESTIMATORS, *RECOVERY_LIMITS)
 
@@ -76,7 +76,7 @@ def draw(
 
 def estimate(method: str, fitted: Hierarchy, covariance: SampleCovariance) -> Estimate:
     """The method's estimate for the hierarchy that it is told."""
-    return ESTIMATORS[method](covariance, fitted)
+    return without_name(estimator(method)(covariance, fitted))
 
 
 def errors(fitted: Hierarchy, truth: Truth, loadings: Float[Array, "d K"]) -> Outcome:
@@ -92,7 +92,7 @@ def limit(method: str, truth: Truth, covariance: SampleCovariance) -> Outcome:
 
 def check_samples(method: str, n_factors: int, n: int) -> None:
     """Raise `ValueError` where a likelihood method has as many factors as degrees of freedom."""
-    if method in LIKELIHOOD_METHODS and n_factors >= n - 1:
+    if split_noise(method)[0] in LIKELIHOOD_METHODS and n_factors >= n - 1:
         raise ValueError(f"n_grid: holds {n}; {method} with {n_factors} factors expects more than {n_factors + 1} samples")
 
 

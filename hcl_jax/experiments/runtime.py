@@ -29,7 +29,9 @@ def configure(dtype: str = "float64", devices: int | None = None, batched: bool 
     least, the second idle where one was asked for: XLA simplifies a program for a single device in another way, and the last
     bits follow. `batched` replicates share one device. On accelerators all of them are used, or as many as `devices` says,
     whatever the cores. Products in float32 run at full precision. Compiled programs are kept in
-    the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose devices are in use already, these stay.
+    the user's cache folder, unless HCL_COMPILATION_CACHE=0. In a process whose devices are in use already, these stay. What
+    XLA_FLAGS holds is kept: whoever sets `--xla_cpu_multi_thread_eigen` there, or names a file of flags, says whether products
+    take several threads.
 
     Raises `ValueError` for an unknown dtype or a number of devices below 1.
     """
@@ -54,14 +56,25 @@ def _available_cores() -> int:
 
 
 def _single_threaded_devices(devices: int, pool_threads: int) -> None:
-    flag = "--xla_cpu_multi_thread_eigen=false"
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    os.environ["XLA_FLAGS"] = " ".join([*(f for f in flags if not f.startswith("--xla_cpu_multi_thread_eigen")), flag])
+    os.environ["XLA_FLAGS"] = with_flag(os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false")
     os.environ.setdefault("NPROC", str(pool_threads))
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:  # the devices are in use already: a test or a notebook
         return
+
+
+def with_flag(flags: str, flag: str) -> str:
+    """The value of XLA_FLAGS with a flag appended; unchanged where it sets that flag, or names a file of flags, as a value does
+    that starts with neither a dash nor a space.
+
+    >>> with_flag("--xla_dump_to=/tmp/x threads=1", "--xla_y=false")
+    '--xla_dump_to=/tmp/x threads=1 --xla_y=false'
+    """
+    names_a_file = bool(flags) and not (flags[0] == "-" or flags[0].isspace())
+    if names_a_file or flag.partition("=")[0] in (word.partition("=")[0] for word in flags.split()):
+        return flags
+    return f"{flags} {flag}" if flags else flag
 
 
 def _machine_kind() -> str:

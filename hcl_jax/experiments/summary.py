@@ -1,17 +1,17 @@
-"""The table that ends a study: mean ± Monte Carlo standard error by method and n, beside the limit."""
+"""The table that ends a study: mean ± Monte Carlo standard error by method and n, and its ratio to the limit."""
 
 from collections.abc import Sequence
 
 import polars as pl
 
 from hcl_jax.experiments.experiment import AnyCell
+from hcl_jax.experiments.ratios import LIMITS_SHOWN, averages, by_replicate, entries_together, over_limit
 from hcl_jax.experiments.tidy import RESULT_COLUMNS
 
-LIMITS_SHOWN = {"cramer-rao": "root_mean_square", "bayes": "mean"}
-"""How a limit is averaged: the square of an error is what the Cramér–Rao bound bounds."""
 _NOT_SETTING = {"study", "cell", "n", "rank", *RESULT_COLUMNS}
 _DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
-_SUMMARY_COLUMNS = ("mean", "sem", "limit", "ratio", "replicates", "non_finite", "out_of_steps", "projected")
+_FAILURES = {"non_finite": 2, "out_of_steps": 1, "projected": 3}
+_SUMMARY_COLUMNS = ("mean", "sem", "rms", "limit", "ratio", "ratio_sem", "replicates", *_FAILURES)
 
 
 def _setting(table: pl.DataFrame) -> list[str]:
@@ -20,30 +20,23 @@ def _setting(table: pl.DataFrame) -> list[str]:
 
 
 def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFrame:
-    """One row a setting, method and n: `mean` and its standard error `sem` over the replicates with a finite value, the `limit`
-    (root mean square over the same draws), their `ratio`, and how many replicates were `non_finite` or `out_of_steps`.
+    """One row a setting, method and n: `mean` and its standard error `sem` over the replicates with a finite value, their root
+    mean square `rms`, that of the `limit` on the same draws, the `ratio` of the two and its standard error `ratio_sem` (all by
+    `experiments.ratios`), and how many replicates were `non_finite`, `out_of_steps` or `projected`.
 
-    A metric by structure or block is first averaged within the replicate.
+    A metric by structure or block is first made one number a replicate: errors by the root of their sum of squares, counts and
+    shares by their average.
     """
-    rows, setting = table.filter(pl.col("metric") == metric), _setting(table)
-    by_replicate = rows.group_by(*setting, "n", "method", "replicate", maintain_order=True).agg(
-        pl.col("value").mean(), (pl.col("value") ** 2).mean().alias("square"), pl.col("status").first()
-    )
-    finite = pl.col("value").is_finite()
-    summary = by_replicate.group_by(*setting, "n", "method", maintain_order=True).agg(
-        pl.col("value").filter(finite).mean().alias("mean"),
-        (pl.col("value").filter(finite).std() / finite.sum().sqrt()).alias("sem"),
-        pl.col("square").filter(finite).mean().sqrt().alias("root_mean_square"),
-        pl.len().alias("replicates"),
-        (pl.col("status") == 2).sum().alias("non_finite"),
-        (pl.col("status") == 1).sum().alias("out_of_steps"),
-        (pl.col("status") == 3).sum().alias("projected"),
-    )
-    squared = pl.col("method").replace_strict(LIMITS_SHOWN, default="") == "root_mean_square"
-    limit = pl.when(squared).then("root_mean_square").otherwise("mean").alias("limit")
-    limits = summary.filter(pl.col("method").is_in(list(LIMITS_SHOWN))).select(*setting, "n", limit)
-    joined = summary.join(limits, on=[*setting, "n"], how="left", maintain_order="left")
-    return joined.with_columns((pl.col("mean") / pl.col("limit")).alias("ratio")).drop("root_mean_square")
+    by = (*_setting(table), "n")
+    replicates = by_replicate(table.filter(pl.col("metric") == metric), by)
+    counts = [(pl.col("status") == status).sum().alias(name) for name, status in _FAILURES.items()]
+    summary, keys = averages(replicates, by).drop("rms_sem"), [*by, "method"]
+    for more in (
+        replicates.group_by(keys, maintain_order=True).agg(pl.len().alias("replicates"), *counts),
+        over_limit(replicates, by),
+    ):
+        summary = summary.join(more, on=keys, how="left", maintain_order="left")
+    return summary
 
 
 def select_results(table: pl.DataFrame, cells: Sequence[AnyCell], methods: tuple[str, ...], replicates: int) -> pl.DataFrame:
@@ -73,7 +66,8 @@ def _title(group: pl.DataFrame, metric: str) -> str:
     told = ("dims", "structures", "ranks", "noise_variance")
     others = [name for name in _setting(group) if name not in told and row[name] != _DEFAULTS.get(name)]
     parts += [f"{name.replace('_', ' ')} {row[name]}" for name in others]
-    return f"{metric}, mean ± standard error (ratio to the limit); {', '.join(parts)}"
+    shown = ", ".join(filter(None, [metric, entries_together(metric), "mean ± standard error"]))
+    return f"{shown} (root mean square over that of the limit); {', '.join(parts)}"
 
 
 def _lines(group: pl.DataFrame) -> list[str]:
@@ -85,8 +79,7 @@ def _lines(group: pl.DataFrame) -> list[str]:
     lines = [f"{'method':{width}}" + "".join(f"{'n = ' + str(n):>28}" for n in sizes)]
     lines += [f"{m:{width}}" + "".join(f"{_entry(cells.get((m, n))):>28}" for n in sizes) for m in methods]
     for limit in (m for m in all_methods if m in LIMITS_SHOWN):
-        entries = [cells.get((limit, n)) for n in sizes]
-        lines.append(f"{limit:{width}}" + "".join(f"{'' if e is None else _number(e['limit']):>28}" for e in entries))
+        lines.append(f"{limit:{width}}" + "".join(f"{_limit_entry(cells.get((limit, n))):>28}" for n in sizes))
     return lines
 
 
@@ -96,6 +89,13 @@ def _entry(row: dict | None) -> str:
     ratio = f" ({row['ratio']:.3f})" if row["ratio"] is not None else ""
     sem = _number(row["sem"]) if row["sem"] is not None else "?"
     return f"{_number(row['mean'])} ± {sem}{ratio}"
+
+
+def _limit_entry(row: dict | None) -> str:
+    """What ratios are to, or the mean where there are none."""
+    if row is None or row["mean"] is None:
+        return ""
+    return _number(row["mean"] if row["ratio"] is None else row["rms"])
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import psutil
 
-from hcl_jax.experiments.cell import shorten
+from hcl_jax.experiments.cell import path_name
 from hcl_jax.experiments.experiment import AnyCell, Experiment, trace
 from hcl_jax.experiments.mapping import Slots, place
 from hcl_jax.experiments.runtime import device_name
@@ -62,7 +62,7 @@ class Group:
     @property
     def name(self) -> str:
         """Names the claim, whichever of its tasks are missing."""
-        return f"{shorten(self.tasks[0].cell.draw_name)}/{self.block.start}"
+        return f"{path_name(self.tasks[0].cell.draw_name)}/{self.block.start}"
 
 
 class Done(NamedTuple):
@@ -113,14 +113,6 @@ def group_tasks(tasks: list[Task]) -> list[Group]:
     for task in tasks:
         groups.setdefault((task.cell.draw_name, task.part.first // PART_SIZE), []).append(task)
     return [Group(tuple(group)) for group in groups.values()]
-
-
-def check_methods(methods: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `ValueError` unless every name is known."""
-    known = tuple(known)
-    for method in methods:
-        if method not in known:
-            raise ValueError(f"methods: unknown {method!r}; expected some of {', '.join(known)}")
 
 
 def check_tasks(sweep: Sweep, tasks: list[Task], execution: Execution) -> None:

@@ -1,6 +1,6 @@
 """Prediction from scores (theory: Section 5): score maps, regressions from second moments, classification from rows."""
 
-from hcl_jax.prediction.classification import Classifier, softmax_regression
+from hcl_jax.prediction.classification import Classifier, fold_of_rows, softmax_regression
 from hcl_jax.prediction.paths import choose_penalty, group_index, shrink_groups
 from hcl_jax.prediction.regression import (
     PROJECTED,
@@ -19,6 +19,7 @@ __all__ = [
     "FoldMoments",
     "Regression",
     "choose_penalty",
+    "fold_of_rows",
     "group_index",
     "group_lasso",
     "group_relevance",

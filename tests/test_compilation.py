@@ -1,0 +1,147 @@
+"""Plain calls are compiled once, and found again."""
+
+import time
+from contextlib import contextmanager
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from helpers import LATTICE, PUBLISHED, assert_at_most, equations, numpy_loadings, population, problem
+
+from hcl_jax import ESTIMATORS, Hierarchy, Truth
+from hcl_jax.baselines import BASELINES
+from hcl_jax.baselines.hnn import HnnConfig
+from hcl_jax.baselines.sjive import SjiveConfig
+from hcl_jax.compiled import compiled
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+@contextmanager
+def compilations():
+    """The seconds of every compilation in the block."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event == COMPILATION:
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def scaled_sum(x, *, power=1.0, name="plain"):
+    """Σ xᵖ."""
+    return jnp.sum(x**power)
+
+
+def test_a_compiled_function_finds_its_program_however_the_call_is_written():
+    program, ones, twos = compiled(scaled_sum), jnp.ones(5), jnp.full(5, 2.0, float)
+    with compilations() as first:
+        program(ones, power=2.0)
+    with compilations() as again:
+        assert float(program(x=twos, name="plain", power=2.0)) == 20
+    with compilations() as other:
+        program(ones, power=3.0)
+    assert (len(first), len(other)) == (1, 1)
+    assert not again
+    assert program.__doc__ == "Σ xᵖ."
+
+
+def test_a_compiled_function_adds_nothing_to_a_program_that_calls_it():
+    x = jnp.arange(4.0)
+    one, other = (jax.make_jaxpr(jax.vmap(f))(x[:, None]) for f in (compiled(scaled_sum), scaled_sum))
+    assert str(one) == str(other)
+
+
+def test_checks_run_before_and_see_values():
+    def check(x, power):
+        if not isinstance(x, jax.core.Tracer) and float(x.min()) < 0:
+            raise ValueError(f"x: holds {float(x.min())}; expected non-negative numbers for power {power}")
+
+    program = compiled(scaled_sum, check=check)
+    with pytest.raises(ValueError, match=r"x: holds -1.0; expected non-negative numbers for power 1.0"):
+        program(jnp.array([1.0, -1.0]))
+    assert float(jax.jit(program)(jnp.array([1.0, -1.0]))) == 0
+
+
+SMALL = Hierarchy.full((6, 5), 1)
+EXPENSIVE = {"hcl-shrunk", "hcl-gd", "naive-svd-denoised", "hnn", *PUBLISHED}  # which go the way of cheaper entries
+CHEAPER = {"sjive": SjiveConfig(eta=0.5), "hnn": HnnConfig(penalties=(0.2, 0.2))}
+
+
+def call(name, seed, hierarchy=None, n=30):
+    """The registry's entry called as at the prompt, on data of the seed."""
+    hierarchy = hierarchy or (LATTICE if name in PUBLISHED else SMALL)
+    if name in ESTIMATORS:
+        return partial(ESTIMATORS[name], problem(hierarchy, seed)[1], hierarchy)
+    rng = np.random.default_rng(seed)
+    options = {"config": CHEAPER[name]} if name in CHEAPER else {}
+    views = [jnp.asarray(rng.standard_normal((n, dim))) for dim in hierarchy.dims]
+    return partial(BASELINES[name], views, hierarchy, y=jnp.asarray(rng.standard_normal(n)), key=jr.key(seed), **options)
+
+
+def entries():
+    names = [*ESTIMATORS, *BASELINES]
+    slow = {name for name in BASELINES if "-" in name} | EXPENSIVE
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.mark.parametrize("name", entries())
+def test_the_second_call_of_an_entry_compiles_nothing(name):
+    first, second = call(name, 0), call(name, 1)
+    jax.block_until_ready(first())
+    with compilations() as seconds:
+        jax.block_until_ready(second())
+    assert not seconds
+
+
+def best_seconds(run, repeats=5):
+    def once():
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        return time.perf_counter() - start
+
+    once()
+    return min(once() for _ in range(repeats))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["naive-svd", "hcl-svd", "hcl-gn", "hcl-ml", "hcl-vb", "jive", "ajive", "slide", "sjive", "mmfl"]
+)
+def test_a_plain_call_takes_at_most_five_times_the_compiled_program(name):
+    plain = call(name, 0, Hierarchy.full((30, 20, 25), 1), n=200)
+    leaves, structure = jax.tree.flatten((plain.args, plain.keywords))
+    traced = [leaf if isinstance(leaf, jax.Array) else None for leaf in leaves]
+
+    @jax.jit
+    def program(traced):
+        args, keywords = jax.tree.unflatten(structure, [b if a is None else a for a, b in zip(traced, leaves, strict=True)])
+        return plain.func(*args, **keywords)
+
+    ratio = best_seconds(plain) / best_seconds(lambda: program(traced))
+    assert_at_most(ratio, 5, f"{name}: plain call over compiled program")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hcl-svd", "hcl-gn"])
+def test_compilation_grows_slower_than_the_number_of_structures(name):
+    """From 7 structures to 63; measured in instructions of the program, which no other work on the machine changes."""
+    sizes = []
+    for n_modalities in (3, 6):
+        hierarchy = Hierarchy.full((40,) * n_modalities, 1)
+        S = population(Truth(jnp.asarray(numpy_loadings(np.random.default_rng(0), hierarchy)), jnp.ones(()), hierarchy))
+        lowered = jax.jit(ESTIMATORS[name], static_argnums=1).lower(S, hierarchy)
+        sizes.append(sum(1 for _ in equations(jax.make_jaxpr(partial(ESTIMATORS[name], hierarchy=hierarchy))(S).jaxpr)))
+        if n_modalities == 6:
+            start = time.process_time()
+            lowered.compile()
+            assert_at_most(time.process_time() - start, 20, f"{name}: seconds of all cores to compile 63 structures")
+    assert_at_most(sizes[1] / sizes[0], 3, f"{name}: size of the program of 63 structures over that of 7")
