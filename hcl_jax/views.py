@@ -304,6 +304,12 @@ def as_labels(labels: Any, n: int, n_classes: int, argument: str = "labels") -> 
     return jnp.asarray(array, jnp.int32)
 
 
+def check_folds(n_folds: int, n: int) -> None:
+    """Raise `ValueError` unless n rows can be cut into that many folds."""
+    if not 2 <= n_folds <= n:
+        raise ValueError(f"n_folds: is {n_folds}; expected from 2 to the number of rows, {n}")
+
+
 def as_key(key: Any, purpose: str) -> Key[Array, ""]:
     """A random key of the new or the old kind. Raises `ValueError` that says what it is for unless it is one."""
     if isinstance(key, jax.Array):

@@ -254,10 +254,9 @@ def test_rows_have_the_covariance_that_they_were_drawn_for(n):
 @pytest.mark.parametrize(
     ("x", "y", "folds", "message"),
     [
-        (X[:3], Y[:3], 4, "x: has 3 rows; expected at least as many as folds, 4"),
+        (X[:3], Y[:3], 4, "n_folds: is 4; expected from 2 to the number of rows, 3"),
         (X, Y[:5], 4, "y: has shape"),
-        (X, (Y > 0).astype(int), 4, "y: has type int"),
-        (X, Y, 1, "n_folds: is 1; expected at least 2"),
+        (X, Y, 1, "n_folds: is 1; expected from 2"),
         (X.at[0, 0].set(jnp.nan), Y, 4, "x: holds NaN"),
         (X, Y.at[3].set(jnp.inf), 4, "y: holds NaN or infinite"),
     ],
@@ -265,6 +264,19 @@ def test_rows_have_the_covariance_that_they_were_drawn_for(n):
 def test_bad_rows_are_refused(x, y, folds, message):
     with pytest.raises(ValueError, match=message):
         FoldMoments.from_rows(x, y, folds)
+
+
+def test_posterior_means_with_a_noise_variance_for_each_feature():
+    """E[z|x] = Λᵀ(ΛΛᵀ + Ψ)⁻¹x, whatever Ψ; one number is a vector of equal ones, and without noise they are least squares."""
+    L = np.asarray(TRUTH.loadings)
+    psi = np.linspace(0.1, 3, len(L))
+    expected = np.linalg.solve(L @ L.T + np.diag(psi), L)
+    np.testing.assert_allclose(posterior_mean_scores(L, psi), expected, atol=1e-12)
+    np.testing.assert_allclose(posterior_mean_scores(L, np.full(len(L), 0.7)), posterior_mean_scores(L, 0.7), atol=1e-12)
+    np.testing.assert_allclose(posterior_mean_scores(L, 0), least_squares_scores(L), atol=1e-10)
+    for wrong in (np.ones(3), np.ones(7), np.zeros(len(L)), -1.0, None, "low"):
+        with pytest.raises(ValueError, match="noise_variance: "):
+            posterior_mean_scores(L, wrong)
 
 
 @pytest.mark.parametrize("name", ["least_squares", "ridge", "evidence", "group_lasso", "adaptive", "relevance"])

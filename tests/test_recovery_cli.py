@@ -195,3 +195,11 @@ def test_the_gaussian_likelihood_is_that_of_scipy():
     expected = multivariate_normal(cov=loadings @ loadings.T + 0.3 * np.eye(5)).logpdf(rows).mean()
     found = gaussian_log_likelihood(jnp.asarray(rows), jnp.asarray(loadings), jnp.asarray(0.3))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
+    psi = np.linspace(0.1, 3, 5)
+    expected = multivariate_normal(cov=loadings @ loadings.T + np.diag(psi)).logpdf(rows).mean()
+    np.testing.assert_allclose(gaussian_log_likelihood(rows, loadings, psi), expected, rtol=1e-10)
+    for wrong in (psi[:2], 0.0, None):  # one value a view is not one a feature
+        with pytest.raises(ValueError, match="noise_variance: "):
+            gaussian_log_likelihood(rows, loadings, wrong)
+    with pytest.raises(ValueError, match=r"rows: has shape \(7, 4\); expected a matrix, any number × 5"):
+        gaussian_log_likelihood(rows[:, 1:], loadings, psi)

@@ -1,0 +1,76 @@
+"""What penalised regressions and classifications share: groups of coefficients, paths of penalties, accelerated steps."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hcl_jax.structure import Hierarchy
+
+Rule = Literal["min", "one-se"]
+
+
+def choose_penalty(errors: Float[Array, "L F"], rule: Rule) -> Int[Array, ""]:
+    """Where to stop along a path of falling penalties: at the smallest mean error over the folds, or at the first mean within one
+    standard error of it."""
+    mean = errors.mean(axis=1)
+    best = jnp.argmin(mean)
+    if rule == "min":
+        return best
+    spread = errors.std(axis=1, ddof=1)[best] / jnp.sqrt(jnp.asarray(errors.shape[1], errors.dtype))
+    return jnp.argmax(mean <= mean[best] + spread)
+
+
+def group_index(hierarchy: Hierarchy) -> np.ndarray:
+    """0-based structure of each of the K scores."""
+    return np.repeat(np.arange(len(hierarchy.ranks)), [rank for _, rank in hierarchy.ranks])
+
+
+def group_norms(b: Float[Array, "... K"], groups: np.ndarray) -> Float[Array, "... S"]:
+    one_hot = jnp.asarray(groups[:, None] == np.arange(groups.max() + 1)[None, :], b.dtype)
+    return jnp.sqrt((b**2) @ one_hot)
+
+
+def shrink_groups(b: Float[Array, " K"], thresholds: Float[Array, " S"], groups: np.ndarray) -> Float[Array, " K"]:
+    """The proximal map of Σ_s thresholds_s ‖b_s‖: every block shortened by its threshold, to zero at least."""
+    norms = group_norms(b, groups)
+    kept = jnp.maximum(1 - thresholds / jnp.where(norms > 0, norms, 1), 0)
+    return b * kept[groups]
+
+
+class _Iterate(NamedTuple):
+    point: Array
+    ahead: Array
+    momentum: Array
+    change: Array
+    step: Array
+
+
+def accelerated(step: Callable[[Array], Array], start: Array, tolerance: float, max_steps: int) -> tuple[Array, Array]:
+    """Accelerated proximal gradient steps, their momentum restarted when it points back (O'Donoghue and Candès 2015). Returns the
+    point, and whether its last change was at most `tolerance` of its size."""
+
+    def advance(s: _Iterate) -> _Iterate:
+        point = step(s.ahead)
+        forward = jnp.sum((s.ahead - point) * (point - s.point)) <= 0
+        momentum = jnp.where(forward, (1 + jnp.sqrt(1 + 4 * s.momentum**2)) / 2, 1)
+        ahead = point + jnp.where(forward, (s.momentum - 1) / momentum, 0) * (point - s.point)
+        size = jnp.maximum(jnp.linalg.norm(point), jnp.finfo(point.dtype).tiny)
+        return _Iterate(point, ahead, momentum, jnp.linalg.norm(point - s.ahead) / size, s.step + 1)
+
+    one = jnp.ones((), start.dtype)
+    state = _Iterate(start, start, one, one, jnp.zeros((), int))
+    state = jax.lax.while_loop(lambda s: (s.change > tolerance) & (s.step < max_steps), advance, state)
+    return state.point, state.change <= tolerance
+
+
+def positive(scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The scale, 1 where it is 0: scores that are all zero get coefficients of zero, whatever they are measured by."""
+    return jnp.where(scale > 0, scale, 1)
+
+
+def path_tolerance(dtype: jnp.dtype) -> float:
+    return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-5
