@@ -28,7 +28,7 @@ def ascend(
     unflatten: Callable[[Float[Array, " size"], Point], Point],
     start: Point,
     unit: Float[Array, ""],
-    tolerance: float,
+    tolerance: float | Array,
     max_steps: int,
 ) -> tuple[Point, Float[Array, ""], Int[Array, ""], Bool[Array, ""]]:
     """(point, merit, steps, converged) of repeated sweeps point ↦ (image, merit), Anderson-accelerated in `flatten(point)`.

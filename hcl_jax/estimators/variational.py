@@ -19,6 +19,7 @@ from hcl_jax.structure import Hierarchy
 
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
 FADED = 0.1  # relevance below which a column that the bound is better without is taken out
+REFINED = 1e-2  # of the tolerance: where the second stage stops; at 1 it may end 16 % of the Gram matrix from its maximum
 UNCORRELATED = 0.99  # shrinkage of a modality's prior correlations above which they are taken for none
 
 
@@ -221,7 +222,7 @@ def correlated_prior(q: Posterior, hierarchy: Hierarchy) -> Hyperprior:
 
 
 def maximise_bound(
-    vb: _Vb, start: Posterior, tolerance: float, max_steps: int
+    vb: _Vb, start: Posterior, tolerance: float | Array, max_steps: int
 ) -> tuple[Posterior, Float[Array, ""], Int[Array, ""], Bool[Array, ""]]:
     """(posterior, bound, steps, converged): coordinate sweeps, Anderson-accelerated in E[Λ] and the noise's logarithms."""
     hierarchy, noise = vb.hierarchy, vb.noise
@@ -259,7 +260,8 @@ def fit_posterior(
 
     def stage(q: Posterior, in_force: Bool[Array, ""]) -> tuple[Posterior, tuple[Array, ...]]:
         hyperprior = correlated_prior(q, hierarchy)._replace(in_force=in_force)
-        q, *ended = maximise_bound(_Vb(unit, hierarchy, noise, hyperprior), q, tolerance, max_steps)
+        stop = jnp.where(in_force, REFINED, 1) * tolerance
+        q, *ended = maximise_bound(_Vb(unit, hierarchy, noise, hyperprior), q, stop, max_steps)
         return q, tuple(ended)
 
     q, (bounds, steps, converged) = jax.lax.scan(stage, first, jnp.array([False, True]))  # one compiled program for both
