@@ -37,8 +37,9 @@ from hcl_jax.structure import Hierarchy
 GRADIENT_ROUNDING = 256
 """Rounding errors, in units of ε‖F‖/σ², that a gradient holds where the factors are far stronger than the noise: Σ⁻¹ is then
 taken of a difference of nearly equal numbers. (Measured in single precision: 100 to 250.)"""
-HEYWOOD = 1e-3
-"""The least share of its variance that a feature's, or a view's, own noise variance is let down to."""
+HEYWOOD = 5e-3
+"""The least share of its variance that a feature's, or a view's, own noise variance is let down to: that of R's factanal."""
+AT_FLOOR = 1 + 1e-6  # times the floor: a noise variance there is on it
 
 
 class _Line(NamedTuple):
@@ -50,7 +51,7 @@ class _Line(NamedTuple):
     noise: Float[Array, "2 g"]
     sizes: Float[Array, " g"]
     traces: Float[Array, " g"]
-    floor: Float[Array, ""]  # noise variances at or below it are out of bounds
+    floor: Float[Array, " g"]  # noise variances below it are out of bounds
 
     def _parts(self, t: Float[Array, ""]) -> tuple[Array, Array, Array]:
         """(ψ, W, Q) at step t: log det Σ + tr(Σ⁻¹S) = Σ_p (d_p log ψ_p + tr S_p/ψ_p) + log det W − tr(W⁻¹Q)."""
@@ -68,7 +69,7 @@ class _Line(NamedTuple):
         value = jnp.sum(self.sizes * jnp.log(jnp.abs(noise)) + self.traces / noise) + log_det - jnp.trace(fitted)
         slope = jnp.sum(change * (self.sizes / noise - self.traces / noise**2)) + jnp.sum(inverse * (W_slope - Q_slope))
         slope = slope + jnp.sum((fitted @ inverse) * W_slope)
-        valid = (noise > self.floor).all() & jnp.isfinite(value)
+        valid = (noise >= self.floor / AT_FLOOR).all() & jnp.isfinite(value)
         return jnp.where(valid, value, jnp.inf), jnp.where(valid, slope, jnp.inf)
 
 
@@ -101,8 +102,8 @@ class _Problem:
     def __init__(self, covariance: SampleCovariance, hierarchy: Hierarchy, noise: str, tolerance: float):
         self.hierarchy, self.noise, self.tolerance = hierarchy, noise, tolerance
         self.product = covariance.masked_product(hierarchy)
-        self.variances, self.smallest_noise = covariance.variances(), smallest_noise(covariance)
-        self.sizes = jnp.asarray(group_sizes(hierarchy, noise), covariance.dtype)
+        self.variances, self.sizes = covariance.variances(), jnp.asarray(group_sizes(hierarchy, noise), covariance.dtype)
+        self.floor = pool(noise_floor(covariance, hierarchy, noise), hierarchy, noise) / self.sizes
 
     def images(self, F: Float[Array, "d K"]) -> Float[Array, "g d K"]:
         """S[:, p] F_p for every group p of features."""
@@ -112,6 +113,10 @@ class _Problem:
     def pairs(self, A: Float[Array, "d K"], images: Float[Array, "g d K"]) -> Float[Array, "g g K K"]:
         """A_pᵀ S_pq B_q for all pairs of groups, from the images of B."""
         return jnp.stack([group_grams(A, image, self.hierarchy, self.noise) for image in images], axis=1)
+
+    def held_at_floor(self, noise: Float[Array, " g"], change: Float[Array, " g"]) -> Float[Array, " g"]:
+        """The change of the noise variances without that which leads below their floor."""
+        return jnp.where((noise <= AT_FLOOR * self.floor) & (change < 0), 0, change)
 
     def line(self, at: _Point, V: Float[Array, "d K"], V_images: Float[Array, "g d K"], change: Float[Array, " g"]) -> _Line:
         """The likelihood along (V, change), from products that are at hand."""
@@ -124,14 +129,15 @@ class _Problem:
             jnp.stack([at.noise, change]),
             self.sizes,
             pool(self.variances, self.hierarchy, self.noise),
-            self.smallest_noise,
+            self.floor,
         )
 
     def at(self, F: Float[Array, "d K"], images: Float[Array, "g d K"], noise: Float[Array, " g"]) -> _Point:
         """The point of these loadings and noise variances, from the images of the loadings."""
         fisher = FisherOperator(F, spread(noise, self.hierarchy, self.noise), self.hierarchy, self.noise)
         covariance_image = jnp.einsum("pdk,p->dk", images, 1 / noise) @ fisher.inverse
-        gradient = fisher.minus_half_gradient(covariance_image, self.variances)
+        along, by_noise = fisher.minus_half_gradient(covariance_image, self.variances)
+        gradient = along, self.held_at_floor(noise, by_noise)
         rounding = GRADIENT_ROUNDING * jnp.finfo(F.dtype).eps * jnp.linalg.norm(F) / jnp.min(noise)
         scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image(), 0)), rounding / self.tolerance)
         relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / self.sizes))
@@ -152,8 +158,9 @@ def line_step(line: _Line) -> Float[Array, ""]:
     does."""
     zero = jnp.zeros((), line.noise.dtype)
     start, slope = line.value_and_slope(zero)
-    shrinking = jnp.where(line.noise[1] < 0, -line.noise[0] / jnp.where(line.noise[1] < 0, line.noise[1], -1), jnp.inf)
-    first = jnp.minimum(1, jnp.min(shrinking) / 2)
+    falls = line.noise[1] < 0
+    room = jnp.where(falls, (line.floor - line.noise[0]) / jnp.where(falls, line.noise[1], -1), jnp.inf)
+    first = jnp.minimum(1, jnp.min(room))
     value, first_slope = line.value_and_slope(first)
     curved = first_slope > slope
     second = jnp.where(curved, -slope * first / jnp.where(curved, first_slope - slope, 1), 2 * first)
@@ -196,6 +203,7 @@ def maximise_likelihood(
         beta = jnp.maximum(gained / jnp.where(search.alignment > 0, search.alignment, 1), 0)
         ascends = alignment + beta * _dot(search.direction, at.gradient) > 0
         V, change = _combine(at.scored, search.direction, jnp.where(ascends, beta, 0))
+        change = problem.held_at_floor(at.noise, change)
         V_images = problem.images(V)
         t = line_step(problem.line(at, V, V_images, change))
         reached = problem.at(at.loadings + t * V, at.images + t * V_images, at.noise + t * change)
@@ -221,7 +229,7 @@ def maximise_likelihood(
     still = problem.line(at, jnp.zeros_like(start), jnp.zeros_like(at.images), zero[1])
     objective = still.value_and_slope(jnp.zeros((), start.dtype))[0] + start.shape[0] * jnp.log(2 * jnp.pi)
     reported = at.noise[0] if noise == "shared" else spread(at.noise, hierarchy, noise)
-    on_bound = (at.noise <= 2 * problem.smallest_noise).any()
+    on_bound = (at.noise <= AT_FLOOR * problem.floor).any()
     return finished(at.loadings, reported, at.relative <= tolerance, search.step, objective, on_bound=on_bound, noise=noise)
 
 
@@ -333,7 +341,7 @@ def hcl_ml(
     """`hcl-ml`: minimises log det Σ + tr(Σ⁻¹S), Σ = FFᵀ + Ψ, over masked F and the noise variance, from `hcl-svd`.
 
     `noise`: Ψ has one variance for all features, one a view, or one a feature; `noise_variance` of the estimate is a number, or
-    the vector of all features'. A feature's own is not let below 0.1 % of its variance (status 3). The objective is −2
+    the vector of all features'. A view's or a feature's own is not let below 0.5 % of its variance (status 3). The objective is −2
     log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν or an unknown kind of noise.
     """
     check_noise(noise)
