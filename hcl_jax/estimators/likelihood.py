@@ -341,8 +341,8 @@ def hcl_ml(
     """`hcl-ml`: minimises log det Σ + tr(Σ⁻¹S), Σ = FFᵀ + Ψ, over masked F and the noise variance, from `hcl-svd`.
 
     `noise`: Ψ has one variance for all features, one a view, or one a feature; `noise_variance` of the estimate is a number, or
-    the vector of all features'. A view's or a feature's own is not let below 0.5 % of its variance (status 3). The objective is −2
-    log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν or an unknown kind of noise.
+    the vector of all features'. A view's or a feature's own is not let below 0.5 % of its variance (status 3). The objective is
+    −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν or an unknown kind of noise.
     """
     check_noise(noise)
     start, start_noise = starting_point(covariance, hierarchy, noise)
