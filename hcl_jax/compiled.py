@@ -2,13 +2,29 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+PROGRAMS = 32
+"""Programs that are kept, those called last. Each takes up to a thousand areas of memory, and Linux gives a process 65,530."""
+
+
+@lru_cache(maxsize=PROGRAMS)
+def _program(function: Callable[..., Any], structure: Any, held: tuple, _kinds: tuple) -> Callable[[list], Any]:
+    """The function of its arrays alone, compiled; `held` has everything else, and None in the arrays' places."""
+
+    @partial(jax.jit, inline=True)
+    def program(traced: list) -> Any:
+        leaves = [value if array is None else array for array, value in zip(traced, held, strict=True)]
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        return function(*args, **kwargs)
+
+    return program
 
 
 def compiled(function: Function | None = None, *, check: Callable[..., None] | None = None) -> Any:
@@ -17,7 +33,8 @@ def compiled(function: Function | None = None, *, check: Callable[..., None] | N
     Arrays, inside of pytrees too, are traced; everything else (hierarchies, configurations, numbers, strings, None) is static and
     has to be hashable. `check` runs before, outside of compiled code, and gets those of the function's arguments that it names:
     what is to be said of the values of arrays has to be said there, as the function sees tracers. Within other compiled or mapped
-    code the function's own operations take its place, so that its results are those of the plain function compiled there.
+    code the function's own operations take its place, so that its results are those of the plain function compiled there. The
+    programs called last are kept, `PROGRAMS` of all functions together: a process that fits hundreds of shapes lives on.
 
     >>> @compiled
     ... def scaled(x, factor=2.0):
@@ -30,13 +47,6 @@ def compiled(function: Function | None = None, *, check: Callable[..., None] | N
     signature = inspect.signature(function)
     checked = () if check is None else tuple(inspect.signature(check).parameters)
 
-    @partial(jax.jit, static_argnums=0, inline=True)
-    def program(static: tuple, traced: list) -> Any:
-        structure, held = static
-        leaves = [value if array is None else array for array, value in zip(traced, held, strict=True)]
-        args, kwargs = jax.tree.unflatten(structure, leaves)
-        return function(*args, **kwargs)
-
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
@@ -47,6 +57,7 @@ def compiled(function: Function | None = None, *, check: Callable[..., None] | N
         arrays = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
         traced = [leaf if array else None for leaf, array in zip(leaves, arrays, strict=True)]
         held = tuple(None if array else leaf for leaf, array in zip(leaves, arrays, strict=True))
-        return program((structure, held), traced)
+        kinds = tuple((leaf.shape, leaf.dtype) for leaf, array in zip(leaves, arrays, strict=True) if array)
+        return _program(function, structure, held, kinds)(traced)
 
     return cast(Function, call)

@@ -15,7 +15,7 @@ from hcl_jax import ESTIMATORS, Hierarchy, Truth
 from hcl_jax.baselines import BASELINES
 from hcl_jax.baselines.hnn import HnnConfig
 from hcl_jax.baselines.sjive import SjiveConfig
-from hcl_jax.compiled import compiled
+from hcl_jax.compiled import PROGRAMS, compiled
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
@@ -52,6 +52,18 @@ def test_a_compiled_function_finds_its_program_however_the_call_is_written():
     assert (len(first), len(other)) == (1, 1)
     assert not again
     assert program.__doc__ == "Σ xᵖ."
+
+
+def test_a_process_keeps_the_programs_called_last():
+    """Each takes up to a thousand areas of memory, which are few: a process that kept all would die of the sixtieth."""
+    program = compiled(scaled_sum)
+    for size in range(1, PROGRAMS + 2):
+        program(jnp.ones(size), power=5.0)
+    with compilations() as kept:
+        program(jnp.ones(PROGRAMS + 1), power=5.0)
+    with compilations() as gone:
+        program(jnp.ones(1), power=5.0)
+    assert (len(kept), len(gone)) == (0, 1)
 
 
 def test_a_compiled_function_adds_nothing_to_a_program_that_calls_it():

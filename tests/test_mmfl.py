@@ -249,7 +249,7 @@ def test_cross_validation_is_honest(classes):
     """The held-out loss of a pair of weights is that of fits to the other rows."""
     views, y = draw(n=60, classes=classes)
     config = config_for(classes, lam=(1e-3, 1.0), gamma=(0.1, 100.0), folds=3)
-    losses = jax.jit(partial(mmfl.cross_validation, hierarchy=THREE, config=config))(views, y=y, key=KEY)
+    losses = jax.jit(partial(mmfl.cross_validation, hierarchy=THREE, config=config))(jnp.hstack(views), y=y, key=KEY)
     order = jr.permutation(KEY, 60)
     order = order[jnp.argsort(y[order], stable=True)] if classes else order
     fold_of = np.zeros(60, dtype=int)
@@ -269,7 +269,7 @@ def test_cross_validation_is_honest(classes):
 def test_a_fit_takes_the_weights_that_cross_validation_finds_best():
     views, y = draw(n=60)
     config = MmflConfig(lam=(1e-3, 1.0), gamma=(100.0, 0.1), folds=3)
-    losses = jax.jit(partial(mmfl.cross_validation, hierarchy=THREE, config=config))(views, y=y, key=KEY)
+    losses = jax.jit(partial(mmfl.cross_validation, hierarchy=THREE, config=config))(jnp.hstack(views), y=y, key=KEY)
     lam, gamma = config.weights[int(np.argmin(losses))]
     assert gamma == 0.1
     chosen = compiled(views, THREE, config, y=y, key=KEY)

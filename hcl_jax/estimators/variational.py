@@ -207,7 +207,8 @@ def correlated_prior(q: Posterior, hierarchy: Hierarchy) -> Hyperprior:
     """How far the correlations of a modality's columns can be told from chance, by E_m of a fit that takes them for independent.
 
     λ_m = Σ(1 − r²)²/d_m / Σ r² over the pairs of columns, at most 1: the shrinkage of a correlation matrix of least expected
-    squared error (Schäfer and Strimmer 2005). Independent columns have r² ≈ 1/d_m, and λ_m = 1.
+    squared error (Schäfer and Strimmer 2005). Independent columns have r² ≈ 1/d_m, and λ_m = 1. At least √ε, so that Γ_m has
+    an inverse where columns are copies of each other, as without noise.
     """
     kept = q.kept
     variances = jnp.diagonal(q.prior, axis1=1, axis2=2)
@@ -218,6 +219,7 @@ def correlated_prior(q: Posterior, hierarchy: Hierarchy) -> Hyperprior:
     spread_out = jnp.sum(jnp.where(pairs, (1 - r**2) ** 2, 0), axis=(1, 2)) / dims
     size = jnp.sum(r**2, axis=(1, 2))
     shrinkage = jnp.where(size > spread_out, spread_out / jnp.where(size > 0, size, 1), 1)
+    shrinkage = jnp.maximum(shrinkage, jnp.sqrt(jnp.finfo(shrinkage.dtype).eps))
     return Hyperprior(jnp.where(shrinkage < UNCORRELATED, shrinkage, 1), variances, jnp.array(True))
 
 
@@ -261,11 +263,14 @@ def fit_posterior(
     def stage(q: Posterior, in_force: Bool[Array, ""]) -> tuple[Posterior, tuple[Array, ...]]:
         hyperprior = correlated_prior(q, hierarchy)._replace(in_force=in_force)
         stop = jnp.where(in_force, REFINED, 1) * tolerance
-        q, *ended = maximise_bound(_Vb(unit, hierarchy, noise, hyperprior), q, stop, max_steps)
-        return q, tuple(ended)
+        new, bound, *ended = maximise_bound(_Vb(unit, hierarchy, noise, hyperprior), q, stop, max_steps)
+        in_range = jnp.isfinite(bound)  # not so in single precision where noise at its floor leaves no digits to a sweep
+        q = jax.tree.map(lambda a, b: jnp.where(in_range, a, b), new, q)
+        return q, (bound, in_range, *ended)
 
-    q, (bounds, steps, converged) = jax.lax.scan(stage, first, jnp.array([False, True]))  # one compiled program for both
-    bound, steps, converged = bounds[-1], steps.sum(), converged.all()
+    # one compiled program for both
+    q, (bounds, in_range, steps, converged) = jax.lax.scan(stage, first, jnp.array([False, True]))
+    bound, steps, converged = jnp.where(in_range[1], bounds[1], bounds[0]), steps.sum(), (converged & in_range).all()
     reported = q.psi[0] if noise == "shared" else q.psi
     fit = finished(q.mean, reported, converged, steps, -bound / covariance.nu, on_bound=(q.psi <= floor).any(), noise=noise)
     posterior = q.scaled(root)
