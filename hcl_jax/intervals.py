@@ -210,7 +210,8 @@ def _check_rotations(quantity: Quantity, estimate: Estimate, hierarchy: Hierarch
     F = np.where(hierarchy.mask, np.asarray(estimate.loadings), 0)
     rotated = F.copy()
     for columns in map(hierarchy.columns, hierarchy.structures):
-        rotated[:, columns] = F[:, columns] @ np.linalg.qr(rng.standard_normal((columns.stop - columns.start,) * 2))[0]
+        Q, R = np.linalg.qr(rng.standard_normal((columns.stop - columns.start,) * 2))
+        rotated[:, columns] = F[:, columns] @ (-Q * np.sign(R.diagonal()))  # one column alone turns its sign
     before, after = (np.asarray(quantity(jnp.asarray(part, estimate.loadings.dtype))) for part in (F, rotated))
     change, allowed = np.abs(after - before).max(initial=0), 1e4 * np.finfo(before.dtype).eps * np.abs(before).max(initial=0)
     if not change <= allowed + np.finfo(before.dtype).tiny:

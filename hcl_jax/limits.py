@@ -16,6 +16,10 @@ def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int =
 
     The projection, in the Fisher form, solves H(V, τ) = −½∇ at the truth: it is one exact Fisher-scoring step from there.
     """
+    if covariance.n_features != truth.loadings.shape[0]:
+        raise ValueError(
+            f"covariance: has {covariance.n_features} features; expected {truth.loadings.shape[0]}, as the truth has"
+        )
     operator = FisherOperator(truth.loadings, truth.noise_variance, truth.hierarchy, truth.noise)
     right = operator.minus_half_gradient(covariance.product(operator.image()), covariance.variances())
     tolerance = 1e-9 if truth.loadings.dtype == jnp.float64 else 1e-4

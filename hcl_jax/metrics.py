@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from hcl_jax.alignment import align_by_structure, align_globally, over_structures, procrustes_rotation
 from hcl_jax.compiled import compiled
+from hcl_jax.fisher import noise_by_feature
 from hcl_jax.linalg import spectral_norm, triangle
 from hcl_jax.model import ResponseTruth
 from hcl_jax.structure import Hierarchy
@@ -69,7 +70,12 @@ def recovery_errors(
 
     An estimate without the zero pattern is aligned globally and then masked, except in the blocks that are zero in truth: their
     errors are those of the aligned, unmasked estimate, which is the only place where leakage into them can be seen.
+
+    Raises `ValueError` for loadings of another shape than their hierarchy, and for hierarchies of unlike dims.
     """
+    for name, held, own in (("loadings_hat", loadings_hat, hierarchy_hat), ("loadings", loadings, hierarchy)):
+        if held.shape != own.mask.shape:
+            raise ValueError(f"{name}: have shape {held.shape}; expected {own.mask.shape}, those of their hierarchy")
     union = hierarchy_hat.union(hierarchy)
     estimate, target = place_columns(loadings_hat, hierarchy_hat, union), place_columns(loadings, hierarchy, union)
     aligned = align_globally(estimate, target)
@@ -125,12 +131,13 @@ def prediction_errors(coefficients: Float[Array, " d"], intercept: Float[Array, 
     | `bayes_excess` | E(y − ŷ)² − Var(y|x) ≥ 0 |
     | `excess_risk` | E(y − ŷ)² − E(y − βᵀCx)² with C = (ΛᵀΛ)⁻¹Λᵀ, the paper's; may be negative |
     """
-    L, beta, noise = truth.loadings, truth.coefficients, truth.noise_variance
+    L, beta = truth.loadings, truth.coefficients
+    psi = noise_by_feature(truth.noise_variance, L.shape[0])
 
     def second_moments(b):
         """Var y, Cov(y, bᵀx), Var(bᵀx)."""
         image = L.T @ b
-        return jnp.sum(beta**2) + truth.response_noise_variance, image @ beta, jnp.sum(image**2) + noise * jnp.sum(b**2)
+        return jnp.sum(beta**2) + truth.response_noise_variance, image @ beta, jnp.sum(image**2) + jnp.sum(psi * b**2)
 
     variance, cross, own = second_moments(coefficients)
     risk = variance - 2 * cross + own + intercept**2
@@ -142,7 +149,7 @@ def prediction_errors(coefficients: Float[Array, " d"], intercept: Float[Array, 
         "rmse": jnp.sqrt(risk),
         "smape": symmetric_percentage_error(pair, intercept),
         "r_squared": 1 - risk / variance,
-        "bayes_excess": jnp.sum((L.T @ away) ** 2) + noise * jnp.sum(away**2) + intercept**2,
+        "bayes_excess": jnp.sum((L.T @ away) ** 2) + jnp.sum(psi * away**2) + intercept**2,
         "excess_risk": risk - (variance - 2 * oracle_cross + oracle_own),
     }
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.fisher import check_noise, noise_by_feature
-from hcl_jax.structure import Hierarchy, Structure
+from hcl_jax.structure import Hierarchy, Structure, as_hierarchy
+from hcl_jax.views import as_key, by_feature, check_count
 
 T_DEGREES = 10.0  # scaled t latents: finite moments up to the ninth
 
@@ -93,7 +94,8 @@ def _sample_block(key: Key[Array, ""], dim: int, rank: int, dtype: DTypeLike) ->
 
 def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: DTypeLike = jnp.float32) -> Float[Array, "d K"]:
     """Λ of the paper's Section 4.1: each non-zero block U D Vᵀ with Haar U, V and D sorted Uniform(0.5, 1.5)."""
-    loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), dtype)
+    key = as_key(key, "to draw the loadings")
+    loadings = jnp.zeros((as_hierarchy(hierarchy).n_features, hierarchy.n_factors), dtype)
     for i, (s, rank) in enumerate(hierarchy.ranks):
         for m in s:
             block = _sample_block(jr.fold_in(jr.fold_in(key, i), m), hierarchy.dims[m - 1], rank, dtype)
@@ -114,8 +116,7 @@ def sample_truth(
 
     Raises `ValueError` when a noise variance is negative, or its shape is not that of its kind.
     """
-    if not isinstance(noise_variance, jax.core.Tracer) and not np.all(np.asarray(noise_variance) >= 0):
-        raise ValueError(f"noise_variance: is {noise_variance}; expected non-negative numbers")
+    by_feature(noise_variance, as_hierarchy(hierarchy).n_features, dtype)
     return Truth(sample_loadings(key, hierarchy, dtype), jnp.asarray(noise_variance, dtype), hierarchy, noise=noise)
 
 
@@ -126,6 +127,7 @@ def sample_coefficients(
 
     Raises `ValueError` for a structure that the hierarchy lacks.
     """
+    key = as_key(key, "to draw the coefficients")
     named = hierarchy.structures if support is None else {hierarchy.present(s, "support") for s in support}
     held = np.concatenate([np.full(rank, s in named) for s, rank in hierarchy.ranks])
     beta = jnp.where(held, jr.normal(key, held.shape, dtype), 0)
@@ -134,7 +136,7 @@ def sample_coefficients(
 
 def sample_response(key: Key[Array, ""], truth: ResponseTruth, z: Float[Array, "n K"]) -> Float[Array, " n"]:
     """y = βᵀz + e for rows with latent factors z."""
-    noise = jr.normal(key, (z.shape[0],), z.dtype)
+    noise = jr.normal(as_key(key, "to draw the noise"), (z.shape[0],), z.dtype)
     return z @ truth.coefficients + jnp.sqrt(truth.response_noise_variance) * noise
 
 
@@ -144,6 +146,8 @@ def sample_rows_given_covariance(key: Key[Array, ""], covariance: SampleCovarian
 
     So that methods that see rows and methods that see covariances share a draw.
     """
+    key = as_key(key, "to draw the rows")
+    check_count(n_samples, "n_samples", 2)
     if covariance.data is not None:
         held = covariance.data
     else:
@@ -181,7 +185,8 @@ def sample_observations(
     Raises `ValueError` when `latent` is not one of `LATENT_LAWS`.
     """
     check_latent(latent)
-    k_latent, k_noise = jr.split(key)
+    check_count(n_samples, "n_samples", 1)
+    k_latent, k_noise = jr.split(as_key(key, "to draw the rows"))
     d, n_factors = truth.loadings.shape
     z = LATENT_LAWS[latent](k_latent, (n_samples, n_factors), truth.loadings.dtype)
     noise = jr.normal(k_noise, (n_samples, d), truth.loadings.dtype)
@@ -226,7 +231,7 @@ def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: int | float 
     d, dtype = truth.loadings.shape[0], truth.loadings.dtype
     if not isinstance(n, jax.core.Tracer) and not float(n) - 1 >= d:
         raise ValueError(f"n: is {float(n):g}; expected at least {d + 1}, one more than the number of features")
-    k_normal, k_chi = jr.split(key)
+    k_normal, k_chi = jr.split(as_key(key, "to draw the covariance"))
     nu = jnp.asarray(n, dtype) - 1
     chi = jnp.sqrt(2 * jr.gamma(k_chi, (nu - jnp.arange(d, dtype=dtype)) / 2, dtype=dtype))
     A = jnp.tril(jr.normal(k_normal, (d, d), dtype), -1) + jnp.diag(chi)
@@ -238,8 +243,7 @@ def sample_factored_covariance(key: Key[Array, ""], truth: Truth, n_samples: int
 
     Raises `ValueError` when `n_samples` is below 2.
     """
-    if n_samples < 2:
-        raise ValueError(f"n_samples: is {n_samples}; expected at least 2 samples")
+    check_count(n_samples, "n_samples", 2)
     rows, _ = sample_observations(key, truth, n_samples - 1)
     return SampleCovariance(data=rows, n=n_samples)
 
@@ -253,6 +257,10 @@ def sample_data_covariance(
     Raises `ValueError` when `latent` is not one of `LATENT_LAWS`.
     """
     check_latent(latent)
+    check_count(chunk, "chunk", 1)
+    if not isinstance(n, jax.core.Tracer):
+        check_count(n, "n", 2)
+    key = as_key(key, "to draw the rows")
     d, dtype = truth.loadings.shape[0], truth.loadings.dtype
     n = jnp.asarray(n, dtype)
 

@@ -181,11 +181,6 @@ class Hierarchy:
         """Indices of the factors that a modality sees."""
         return np.flatnonzero(self.modality_mask[self.modality(modality) - 1])
 
-    def active_runs(self, modality: Any) -> tuple[slice, ...]:
-        """The same as runs of neighbouring factors."""
-        edges = np.flatnonzero(np.diff(self.modality_mask[self.modality(modality) - 1], prepend=False, append=False))
-        return tuple(slice(int(start), int(stop)) for start, stop in edges.reshape(-1, 2))
-
     @cached_property
     def modality_mask(self) -> np.ndarray:
         """M × K booleans: which factors each modality sees."""
@@ -217,6 +212,15 @@ class Hierarchy:
 
     def __str__(self) -> str:
         return ",".join(f"{structure_name(s)}:{rank}" for s, rank in self.ranks)
+
+
+def as_hierarchy(value: Any, argument: str = "hierarchy") -> Hierarchy:
+    """The hierarchy. Raises `ValueError` that names the argument for anything else."""
+    if not isinstance(value, Hierarchy):
+        raise ValueError(
+            f"{argument}: is {value!r}; expected a Hierarchy, such as Hierarchy(dims=(9, 7), ranks={{'12': 2, '1': 1}})"
+        )
+    return value
 
 
 def structure_name(structure: Structure) -> str:

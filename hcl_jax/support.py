@@ -24,7 +24,7 @@ STEP_TOLERANCE, STEP_CG_STEPS = 1e-3, 50  # of the solves on the way to the maxi
 DECREMENT = 1e-4  # twice the log-likelihood still to gain at which the maximum is reached: a hundredth of a standard error
 SCORING_STEPS = 60
 SOLVES_TOGETHER = 16
-EDGE_QUANTILE = 2.02  # the 99 % quantile of the Tracy–Widom law of real matrices
+EDGE_QUANTILE = 4.36  # the 99.99 % quantile of the Tracy–Widom law of real matrices: a hierarchy may offer a hundred columns
 
 Quantity = Callable[[Float[Array, "d K"]], Float[Array, " q"]]
 
@@ -125,7 +125,7 @@ def _principal_axes(point: Point) -> Float[Array, "d K"]:
 
 
 def noise_edge(a: Any, b: Any) -> Any:
-    """What the largest eigenvalue of XᵀX, X an a × b matrix of standard normal noise, exceeds in one of a hundred draws
+    """What the largest eigenvalue of XᵀX, X an a × b matrix of standard normal noise, exceeds in one of ten thousand draws
     (Johnstone, 2001)."""
     roots = jnp.sqrt(a) + jnp.sqrt(b)
     return roots**2 + EDGE_QUANTILE * roots * (1 / jnp.sqrt(a) + 1 / jnp.sqrt(b)) ** (1 / 3)

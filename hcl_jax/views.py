@@ -304,9 +304,22 @@ def as_labels(labels: Any, n: int, n_classes: int, argument: str = "labels") -> 
     return jnp.asarray(array, jnp.int32)
 
 
+def _is_whole(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and int(value) == value
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def check_count(value: Any, argument: str, least: int) -> None:
+    """Raise `ValueError` that names the argument unless it is a whole number, at least that."""
+    if not _is_whole(value) or value < least:
+        raise ValueError(f"{argument}: is {_shown(value)}; expected an integer of at least {least}")
+
+
 def check_folds(n_folds: int, n: int) -> None:
     """Raise `ValueError` unless n rows can be cut into that many folds."""
-    if not 2 <= n_folds <= n:
+    if not _is_whole(n_folds) or not 2 <= n_folds <= n:
         raise ValueError(f"n_folds: is {n_folds}; expected from 2 to the number of rows, {n}")
 
 

@@ -9,13 +9,13 @@ import jax.random as jr
 
 from hcl_jax.baselines import ajive, hnn, jive, mmfl, sjive, slide
 from hcl_jax.baselines.linear import LinearFit, check_views
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, as_response
 
 
 def sjive_at_permutation_ranks(views: Any, hierarchy: Hierarchy, *, y: Any = None, key: Any = None) -> LinearFit:
     """sJIVE at the ranks that JIVE's permutation test chooses without the response: the first of the two rules of its paper."""
-    views = check_views(views, hierarchy.dims)
+    views = check_views(views, as_hierarchy(hierarchy).dims)
     y = as_response(y, views.n_samples, samples=views.sample_names)
     k_ranks, k_fit = jr.split(as_key(key, "for the permutations and folds"))
     membership = jive.fit(views, hierarchy, jive.JiveConfig(ranks="permutation"), key=k_ranks).membership

@@ -24,7 +24,7 @@ from hcl_jax.baselines.linear import (
 )
 from hcl_jax.compiled import compiled
 from hcl_jax.linalg import spectral_norm, top_eigenpairs_of
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
 
@@ -97,7 +97,7 @@ def fit(
     The response is not used, the key only by "selected". Raises `ValueError` for what `check_views` refuses, a key that is
     needed and missing, and ranks that do not fit.
     """
-    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+    return _decomposition(stack_views(views, as_hierarchy(hierarchy).dims), hierarchy, config, key)
 
 
 @compiled

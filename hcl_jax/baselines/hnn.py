@@ -15,7 +15,7 @@ from hcl_jax.baselines.linear import LinearFit, check_options, stack_views
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
 from hcl_jax.linalg import least_squares_map, spd_inverse
-from hcl_jax.structure import Hierarchy, Structure, full_lattice
+from hcl_jax.structure import Hierarchy, Structure, as_hierarchy, full_lattice
 from hcl_jax.views import as_key, centred, view_norms
 
 RANK_TOLERANCE = 1e-3  # singular values of standardised views below this are zero
@@ -521,7 +521,7 @@ def fit(
 
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and options that do not fit the data.
     """
-    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+    return _decomposition(stack_views(views, as_hierarchy(hierarchy).dims), hierarchy, config, key)
 
 
 @compiled

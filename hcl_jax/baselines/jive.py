@@ -36,7 +36,7 @@ from hcl_jax.linalg import (
     principal_axes,
     singular_values,
 )
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
 WARM_FROM = 3  # times the columns of the warm-started basis: from this size of a matrix on it beats an eigendecomposition
@@ -186,7 +186,7 @@ def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: JiveCon
 
 
 def _checked(views: Any, hierarchy: Hierarchy) -> Float[Array, "n d"]:
-    X = stack_views(views, hierarchy.dims)
+    X = stack_views(views, as_hierarchy(hierarchy).dims)
     if X.shape[0] < 2:
         raise ValueError(f"views: have {X.shape[0]} rows; expected at least 2")
     return X

@@ -35,7 +35,7 @@ from hcl_jax.baselines.slide import (
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
 from hcl_jax.linalg import inverse_root, least_squares_map
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, centred, norms, view_norms
 
 
@@ -229,7 +229,7 @@ def fit(
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, a response that is missing, not finite,
     not of the task's kind or of one class only, or rows that are fewer than one more than the factors.
     """
-    X, y = stack_with_response(views, hierarchy.dims, y)
+    X, y = stack_with_response(views, as_hierarchy(hierarchy).dims, y)
     if config.task == "classification" and not isinstance(y, jax.core.Tracer) and set(np.unique(y).tolist()) != {-1.0, 1.0}:
         raise ValueError(f"y: holds {np.unique(y).tolist()[:5]}; expected both labels −1 and 1, and no other value")
     return _decomposition(X, y, hierarchy, config, key)

@@ -31,7 +31,7 @@ from hcl_jax.linalg import (
     principal_axes,
     triangle,
 )
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, centred
 
 
@@ -439,7 +439,7 @@ def fit(
     Raises `ValueError` for what `check_views` refuses, a response or a needed key that is missing, fewer rows than folds, and
     ranks that do not fit.
     """
-    X, y = stack_with_response(views, hierarchy.dims, y)
+    X, y = stack_with_response(views, as_hierarchy(hierarchy).dims, y)
     return _decomposition(X, y, hierarchy, config, key, ranks)
 
 

@@ -29,7 +29,7 @@ from hcl_jax.baselines.linear import LinearFit, check_options, stack_views
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
 from hcl_jax.linalg import inverse_root, leading_left_vectors, least_squares_map, singular_values, top_eigenpairs_of, triangle
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
 DEFAULT_WIDTH = 64
@@ -239,7 +239,7 @@ def fit(
     Raises `ValueError` for what `check_views` refuses, a key that is needed and missing, and rows that are too few: fewer than
     one more than the factors, or than 2 in a fold.
     """
-    return _decomposition(stack_views(views, hierarchy.dims), hierarchy, config, key)
+    return _decomposition(stack_views(views, as_hierarchy(hierarchy).dims), hierarchy, config, key)
 
 
 @compiled

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy
+from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy, as_hierarchy
 
 Fit = TypeVar("Fit", bound=Callable[..., "Estimate"])
 
@@ -56,7 +56,10 @@ def finished(
 def check_problem(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
     """Raise `ValueError` unless the covariance has the features of the hierarchy, more of them than factors, and K < ν: with more
     factors the noise variance is 0 and the likelihood unbounded. (Where n is traced, the estimate's status says so.)"""
-    d, n_factors = hierarchy.n_features, hierarchy.n_factors
+    if not isinstance(covariance, SampleCovariance):
+        kind = type(covariance).__name__
+        raise ValueError(f"covariance: is of type {kind}; expected a SampleCovariance, such as SampleCovariance.from_data(views)")
+    d, n_factors = as_hierarchy(hierarchy).n_features, hierarchy.n_factors
     if covariance.n_features != d:
         raise ValueError(
             f"hierarchy: has dims {hierarchy.dims}, {d} features; expected {covariance.n_features}, as the covariance has"

@@ -35,7 +35,8 @@ class Classifier(eqx.Module):
 
 def fold_of_rows(key: Key[Array, ""], n: int, n_folds: int) -> Int[Array, " n"]:
     """The fold of each row, 0 … n_folds − 1: nearly equal in size, shuffled by `key`."""
-    return jr.permutation(key, jnp.arange(n) % n_folds)
+    check_folds(n_folds, n)
+    return jr.permutation(as_key(key, "to shuffle the rows"), jnp.arange(n) % n_folds)
 
 
 def softmax_regression(
