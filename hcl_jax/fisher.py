@@ -85,6 +85,7 @@ class FisherOperator(eqx.Module):
     grams: Float[Array, "g K K"] | None  # F_pᵀΨ_p⁻²F_p; None with noise by feature, where they would be d matrices
     gram: Float[Array, "K K"]  # FᵀΨ⁻¹F
     inverse: Float[Array, "K K"]  # W⁻¹
+    log_det: Float[Array, ""]  # log det W = log det Σ − log det Ψ
     core: Float[Array, "K K"]  # FᵀΣ⁻¹F
     own_noise: Float[Array, " groups"]  # Σ_j (1 − 2h_j)/ψ_j² over every group, h_j = f_jᵀW⁻¹f_j/ψ_j
     noise_diagonal: Float[Array, " groups"]  # ‖(Σ⁻¹)_pp‖_F² for every group p
@@ -98,7 +99,7 @@ class FisherOperator(eqx.Module):
         scaled = loadings / self.psi[:, None]
         self.grams = None if noise == "feature" else group_grams(scaled, scaled, hierarchy, noise)
         self.gram = loadings.T @ scaled
-        self.inverse = spd_inverse(self.gram + jnp.eye(self.gram.shape[0], dtype=self.gram.dtype))[0]
+        self.inverse, self.log_det = spd_inverse(self.gram + jnp.eye(self.gram.shape[0], dtype=self.gram.dtype))
         self.core = self.gram @ self.inverse
         leverage = jnp.sum((loadings @ self.inverse) * scaled, axis=1)
         self.own_noise = self._pool((1 - 2 * leverage) / self.psi**2)

@@ -143,7 +143,7 @@ def test_a_plain_call_takes_at_most_five_times_the_compiled_program(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hcl-svd", "hcl-gn"])
+@pytest.mark.parametrize("name", ["hcl-svd", "hcl-gn", "hcl-ml"])
 def test_compilation_grows_slower_than_the_number_of_structures(name):
     """From 7 structures to 63; measured in instructions of the program, which no other work on the machine changes."""
     sizes = []

@@ -55,7 +55,8 @@ def make_truth(seed=0, noise=0.3, support=None, hierarchy=HIERARCHY):
     k_loadings, k_beta = jr.split(jr.key(seed))
     loadings = sample_loadings(k_loadings, hierarchy, jnp.float64)
     beta = sample_coefficients(k_beta, hierarchy, support, jnp.float64)
-    return ResponseTruth(loadings, jnp.asarray(noise), hierarchy, beta, jnp.asarray(0.1))
+    kind = "feature" if np.ndim(noise) else "shared"
+    return ResponseTruth(loadings, jnp.asarray(noise), hierarchy, beta, jnp.asarray(0.1), noise=kind)
 
 
 def labelled(truth, m, seed=1, shift=0.0):
@@ -69,6 +70,7 @@ def centred(scores):
 
 
 TRUTH = make_truth()
+BY_FEATURE = make_truth(noise=np.linspace(0.1, 0.9, HIERARCHY.n_features))
 X, Y = labelled(TRUTH, 203, shift=3.0)
 SCORES = X @ least_squares_scores(TRUTH.loadings)
 
@@ -196,24 +198,25 @@ def test_posterior_means_are_the_conditional_expectation():
     np.testing.assert_allclose(scores @ TRUTH.coefficients, TRUTH.conditional_mean(), rtol=1e-9, atol=1e-12)
 
 
-def test_errors_are_those_of_a_large_sample():
+@pytest.mark.parametrize("truth", [TRUTH, BY_FEATURE], ids=["shared", "by feature"])
+def test_errors_are_those_of_a_large_sample(truth):
     """Expectations against 400,000 rows: to four standard errors, of about 1e-3 relative each."""
-    b, intercept = TRUTH.conditional_mean() * 0.8 + 0.02, jnp.asarray(0.3)
-    errors = prediction_errors(b, intercept, TRUTH)
-    x, y = labelled(TRUTH, 400_000, seed=9)
+    b, intercept = truth.conditional_mean() * 0.8 + 0.02, jnp.asarray(0.3)
+    errors = prediction_errors(b, intercept, truth)
+    x, y = labelled(truth, 400_000, seed=9)
     predicted = x @ b + intercept
     np.testing.assert_allclose(errors["rmse"], jnp.sqrt(jnp.mean((y - predicted) ** 2)), rtol=5e-3)
     np.testing.assert_allclose(
         errors["smape"], 200 * jnp.mean(jnp.abs(y - predicted) / (jnp.abs(y) + jnp.abs(predicted))), rtol=5e-3
     )
     np.testing.assert_allclose(errors["r_squared"], 1 - jnp.mean((y - predicted) ** 2) / jnp.var(y), atol=5e-3)
-    oracle = x @ least_squares_scores(TRUTH.loadings) @ TRUTH.coefficients
+    oracle = x @ least_squares_scores(truth.loadings) @ truth.coefficients
     excess = jnp.mean((y - predicted) ** 2 - (y - oracle) ** 2)
     np.testing.assert_allclose(errors["excess_risk"], excess, atol=0.02)
-    limit = bayes(TRUTH)
+    limit = bayes(truth)
     assert float(limit["bayes_excess"]) < 1e-20
     np.testing.assert_allclose(errors["rmse"] ** 2 - limit["rmse"] ** 2, errors["bayes_excess"], rtol=1e-9)
-    np.testing.assert_allclose(limit["rmse"] ** 2, TRUTH.conditional_variance(), rtol=1e-9)
+    np.testing.assert_allclose(limit["rmse"] ** 2, truth.conditional_variance(), rtol=1e-9)
 
 
 def test_smape_of_pairs_that_are_known():

@@ -39,6 +39,7 @@ GRADIENT_ROUNDING = 256
 taken of a difference of nearly equal numbers. (Measured in single precision: 100 to 250.)"""
 HEYWOOD = 5e-3
 """The least share of its variance that a feature's, or a view's, own noise variance is let down to: that of R's factanal."""
+LOOKS = 33  # at a line: at its start, at two steps along it, and at thirty halvings of the better one
 AT_FLOOR = 1 + 1e-6  # times the floor: a noise variance there is on it
 
 
@@ -53,17 +54,23 @@ class _Line(NamedTuple):
     traces: Float[Array, " g"]
     floor: Float[Array, " g"]  # noise variances below it are out of bounds
 
-    def _parts(self, t: Float[Array, ""]) -> tuple[Array, Array, Array]:
-        """(ψ, W, Q) at step t: log det Σ + tr(Σ⁻¹S) = Σ_p (d_p log ψ_p + tr S_p/ψ_p) + log det W − tr(W⁻¹Q)."""
-        powers = jnp.stack([jnp.ones_like(t), t, t**2])
-        noise = self.noise[0] + t * self.noise[1]
-        W = jnp.einsum("tpij,tp->ij", self.inner, powers[:, None] / noise[None, :])
-        weights = powers[:, None, None] / noise[None, :, None] / noise[None, None, :]
-        return noise, W + jnp.eye(W.shape[0], dtype=W.dtype), jnp.einsum("tpqij,tpq->ij", self.quadratic, weights)
+    def _weights(self, t: Float[Array, ""]) -> tuple[Float[Array, " of_W"], Float[Array, " of_Q"]]:
+        """What the coefficients of W and Q count at step t: tⁱ/ψ_p, and tⁱ/(ψ_pψ_q)."""
+        powers, noise = jnp.stack([jnp.ones_like(t), t, t**2]), self.noise[0] + t * self.noise[1]
+        inner = powers[:, None] / noise[None, :]
+        return inner.ravel(), (inner[:, :, None] / noise[None, None, :]).ravel()
 
     def value_and_slope(self, t: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """log det Σ + tr(Σ⁻¹S) at step t, and its derivative; infinite out of bounds."""
-        (noise, W, Q), (change, W_slope, Q_slope) = jax.jvp(self._parts, (t,), (jnp.ones_like(t),))
+        """log det Σ + tr(Σ⁻¹S) = Σ_p (d_p log ψ_p + tr S_p/ψ_p) + log det W − tr(W⁻¹Q) at step t, and its derivative; infinite
+        out of bounds."""
+        K = self.inner.shape[-1]
+        noise, change = self.noise[0] + t * self.noise[1], self.noise[1]
+        weights = zip(*jax.jvp(self._weights, (t,), (jnp.ones_like(t),)), strict=True)
+        (W, W_slope), (Q, Q_slope) = (
+            (jnp.stack(pair) @ held.reshape(-1, K * K)).reshape(2, K, K)
+            for pair, held in zip(weights, (self.inner, self.quadratic), strict=True)
+        )
+        W = W + jnp.eye(K, dtype=W.dtype)
         inverse, log_det = spd_inverse(W)
         fitted = inverse @ Q
         value = jnp.sum(self.sizes * jnp.log(jnp.abs(noise)) + self.traces / noise) + log_det - jnp.trace(fitted)
@@ -83,6 +90,7 @@ class _Point(NamedTuple):
     gradient: Parameters  # −½ of it
     scored: Parameters  # the same, preconditioned by the Fisher information
     relative: Float[Array, ""]  # size of the gradient
+    objective: Float[Array, ""]  # log det Σ + tr(Σ⁻¹S)
 
 
 class _Search(NamedTuple):
@@ -142,7 +150,8 @@ class _Problem:
         scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image(), 0)), rounding / self.tolerance)
         relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / self.sizes))
         grams = group_grams(F, F, self.hierarchy, self.noise)
-        return _Point(F, images, noise, grams, gradient, fisher.precondition(gradient), relative)
+        fit = jnp.sum(jnp.log(fisher.psi) + self.variances / fisher.psi) - jnp.sum(F / fisher.psi[:, None] * covariance_image)
+        return _Point(F, images, noise, grams, gradient, fisher.precondition(gradient), relative, fit + fisher.log_det)
 
 
 def _dot(a, b) -> Float[Array, ""]:
@@ -153,30 +162,42 @@ def _combine(a, b, factor):
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
 
 
+class _Look(NamedTuple):
+    """A line search under way: where it looks next, how often it has looked, and (step, objective, slope) of the start and of
+    the step that stands so far."""
+
+    t: Float[Array, ""]
+    looks: Int[Array, ""]
+    start: Float[Array, "3"]
+    best: Float[Array, "3"]
+    done: Bool[Array, ""]
+
+
 def line_step(line: _Line) -> Float[Array, ""]:
     """A step that lowers the objective: the better of t = 1 and the secant step after it, halved until it does; 0 if none
-    does."""
+    does. One loop, so that the objective along the line stands in a program once."""
     zero = jnp.zeros((), line.noise.dtype)
-    start, slope = line.value_and_slope(zero)
     falls = line.noise[1] < 0
     room = jnp.where(falls, (line.floor - line.noise[0]) / jnp.where(falls, line.noise[1], -1), jnp.inf)
     first = jnp.minimum(1, jnp.min(room))
-    value, first_slope = line.value_and_slope(first)
-    curved = first_slope > slope
-    second = jnp.where(curved, -slope * first / jnp.where(curved, first_slope - slope, 1), 2 * first)
-    second = jnp.clip(second, first / 10, first * 4)
-    second_value, second_slope = line.value_and_slope(second)
-    slack = 10 * jnp.finfo(start.dtype).eps * jnp.abs(start)  # what rounding may add at the end, where steps gain less than that
-    better = (second_value <= value + slack) & (jnp.abs(second_slope) <= jnp.abs(first_slope)) & jnp.isfinite(second_value)
-    t = jnp.where(better, second, first)
 
-    def halve(state):
-        t, _, tries = state
-        return t / 2, line.value_and_slope(t / 2)[0], tries + 1
+    def look(at: _Look) -> _Look:
+        value, slope = line.value_and_slope(at.t)
+        seen = jnp.stack([at.t, value, slope])
+        start = jnp.where(at.looks == 0, seen, at.start)
+        slack = 10 * jnp.finfo(zero.dtype).eps * jnp.abs(start[1])  # what rounding adds at the end, where steps gain less
+        better = (value <= at.best[1] + slack) & (jnp.abs(slope) <= jnp.abs(at.best[2])) & jnp.isfinite(value)
+        best = jnp.where((at.looks == 2) & ~better, at.best, seen)
+        curved = slope > start[2]
+        second = jnp.where(curved, -start[2] * first / jnp.where(curved, slope - start[2], 1), 2 * first)
+        second = jnp.clip(second, first / 10, first * 4)
+        after = jnp.where(at.looks == 0, first, jnp.where(at.looks == 1, second, best[0] / 2))
+        return _Look(after, at.looks + 1, start, best, (at.looks >= 2) & (best[1] <= start[1] + slack))
 
-    state = (t, jnp.where(better, second_value, value), 0)
-    t, value, _ = jax.lax.while_loop(lambda s: ~(s[1] <= start + slack) & (s[2] < 30), halve, state)
-    return jnp.where(value <= start + slack, t, 0)
+    nothing = jnp.full(3, jnp.inf, zero.dtype)
+    begin = _Look(zero, jnp.array(0), nothing, nothing, jnp.array(False))
+    end = jax.lax.while_loop(lambda at: ~at.done & (at.looks < LOOKS), look, begin)
+    return jnp.where(end.done, end.best[0], 0)
 
 
 def maximise_likelihood(
@@ -200,14 +221,16 @@ def maximise_likelihood(
         at = search.at
         alignment = _dot(at.gradient, at.scored)
         gained = alignment - _dot(at.scored, search.old_gradient)
-        beta = jnp.maximum(gained / jnp.where(search.alignment > 0, search.alignment, 1), 0)
+        follows = search.alignment > 0  # the step from zero leads nowhere
+        beta = jnp.where(follows, jnp.maximum(gained / jnp.where(follows, search.alignment, 1), 0), 0)
         ascends = alignment + beta * _dot(search.direction, at.gradient) > 0
         V, change = _combine(at.scored, search.direction, jnp.where(ascends, beta, 0))
         change = problem.held_at_floor(at.noise, change)
+        begins = search.step < 0  # from zero, along the loadings to start from, in one step
         V_images = problem.images(V)
-        t = line_step(problem.line(at, V, V_images, change))
+        t = jnp.where(begins, 1, line_step(problem.line(at, V, V_images, change)))
         reached = problem.at(at.loadings + t * V, at.images + t * V_images, at.noise + t * change)
-        moved = (t > 0) & jnp.isfinite(reached.relative)  # not where Σ is singular to rounding
+        moved = begins | (t > 0) & jnp.isfinite(reached.relative)  # not where Σ is singular to rounding
 
         def kept(new: Array, old: Array) -> Array:  # of what a fit that ends here is made of
             return jnp.where(moved, new, old)
@@ -218,18 +241,20 @@ def maximise_likelihood(
             noise=kept(reached.noise, at.noise),
             grams=kept(reached.grams, at.grams),
             relative=kept(reached.relative, at.relative),
+            objective=kept(reached.objective, at.objective),
         )
         return _Search(reached, (V, change), at.gradient, alignment, moved, search.step + 1)
 
-    zero = (jnp.zeros_like(start), jnp.zeros_like(start_noise))
-    first = problem.at(start, problem.images(start), start_noise)
-    search = _Search(first, zero, zero, jnp.zeros((), start.dtype), jnp.array(True), jnp.array(0))
+    none, still, zero = jnp.zeros_like(start), jnp.zeros_like(start_noise), jnp.zeros((), start.dtype)
+    grams = group_grams(none, none, hierarchy, noise)
+    images = jnp.zeros((len(grams), *start.shape), start.dtype)
+    origin = _Point(none, images, start_noise, grams, (none, still), (start, still), zero + jnp.inf, zero)
+    search = _Search(origin, (none, still), (none, still), zero, jnp.array(True), jnp.array(-1))
     search = jax.lax.while_loop(lambda s: (s.at.relative > tolerance) & s.moved & (s.step < max_steps), advance, search)
     at = search.at
-    still = problem.line(at, jnp.zeros_like(start), jnp.zeros_like(at.images), zero[1])
-    objective = still.value_and_slope(jnp.zeros((), start.dtype))[0] + start.shape[0] * jnp.log(2 * jnp.pi)
     reported = at.noise[0] if noise == "shared" else spread(at.noise, hierarchy, noise)
     on_bound = (at.noise <= AT_FLOOR * problem.floor).any()
+    objective = at.objective + start.shape[0] * jnp.log(2 * jnp.pi)
     return finished(at.loadings, reported, at.relative <= tolerance, search.step, objective, on_bound=on_bound, noise=noise)
 
 

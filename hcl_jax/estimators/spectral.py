@@ -1,6 +1,7 @@
 """Spectral estimators: no iteration (theory: Section 3)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -32,57 +33,31 @@ def signed_top_factor(columns: Float[Array, "d k"], signs: Float[Array, " k"], r
     return Q @ vectors[:, top] * jnp.sqrt(jnp.maximum(values[top], 0))[None, :]
 
 
-def _padded(numbers: Iterable[np.ndarray], filler: int) -> Int[np.ndarray, "lists longest"]:
-    """Lists of numbers side by side, the shorter ones filled up."""
-    lists = list(numbers)
-    table = np.full((len(lists), max(map(len, lists))), filler)
-    for row, held in zip(table, lists, strict=True):
-        row[: len(held)] = held
-    return table
-
-
-class _Level(NamedTuple):
-    """The structures of one size, none of which lies inside another: where each one's entries stand, filled up to equal lengths
-    with the number of a row or column of zeros, d or K."""
+class _Plan(NamedTuple):
+    """Where the entries of structures stand, a row each; lists of columns are filled up to one length with K, which is none."""
 
     held: Bool[np.ndarray, "S M"]
-    rows: Int[np.ndarray, "S rows"]
-    columns: Int[np.ndarray, "S rank"]
+    unseen: Int[np.ndarray, " S"]
+    """How many directions of factor space only the structure's modalities see."""
     inside: Int[np.ndarray, "S inner"]
     """Columns of the structures strictly inside."""
+    own: Int[np.ndarray, "S rank"]
 
     @classmethod
-    def of(cls, hierarchy: Hierarchy, structures: Sequence[Structure]) -> "_Level":
+    def of(cls, hierarchy: Hierarchy, structures: Sequence[Structure]) -> "_Plan":
         own = {s: np.arange(hierarchy.n_factors)[hierarchy.columns(s)] for s in hierarchy.structures}
-        inside = [[own[t] for t in hierarchy.structures if set(t) < set(s)] for s in structures]
+        inside = [np.concatenate([np.arange(0), *(own[t] for t in own if set(t) < set(s))]) for s in structures]
+
+        def padded(lists: Sequence[np.ndarray]) -> Int[np.ndarray, "S longest"]:
+            longest = max(map(len, lists))
+            return np.stack([np.pad(held, (0, longest - len(held)), constant_values=hierarchy.n_factors) for held in lists])
+
         return cls(
             np.array([[m in s for m in hierarchy.modalities] for s in structures]),
-            _padded(map(hierarchy.structure_rows, structures), hierarchy.n_features),
-            _padded((own[s] for s in structures), hierarchy.n_factors),
-            _padded((np.concatenate([np.arange(0), *columns]) for columns in inside), hierarchy.n_factors),
+            np.array([len(own[s]) + len(columns) for s, columns in zip(structures, inside, strict=True)]),
+            padded(inside).astype(int),
+            padded([own[s] for s in structures]),
         )
-
-    def unseen(self, n_factors: int) -> Int[np.ndarray, " S"]:
-        """How many directions of factor space only the modalities of each structure see."""
-        return np.sum(self.columns < n_factors, axis=1) + np.sum(self.inside < n_factors, axis=1)
-
-
-def _extract(
-    level: _Level, factor: Float[Array, "d K"], grams: Float[Array, "M K K"], loadings: Float[Array, "d K"]
-) -> Float[Array, "d K"]:
-    """The loadings with those of a level's structures, where they hold those of smaller ones."""
-    K = factor.shape[1]
-    unseen = level.unseen(K)
-    held = factor.at[level.rows].get(mode="fill", fill_value=0)
-    if not level.held.all():
-        others = jnp.einsum("sm,mkl->skl", jnp.asarray(~level.held, factor.dtype), grams)
-        held = held @ jax.lax.map(jnp.linalg.eigh, others)[1][:, :, : unseen.max()]  # what the others see least
-        held = jnp.where((np.arange(held.shape[2]) < unseen[:, None])[:, None, :], held, 0)
-    inner = loadings.at[level.rows[:, :, None], level.inside[:, None, :]].get(mode="fill", fill_value=0)
-    signs = jnp.asarray(np.repeat([1, -1], [held.shape[2], inner.shape[2]]), factor.dtype)
-    rank = level.columns.shape[1]
-    found = jax.lax.map(lambda columns: signed_top_factor(columns, signs, rank), jnp.concatenate([held, inner], axis=2))
-    return loadings.at[level.rows[:, :, None], level.columns[:, None, :]].set(found, mode="drop")
 
 
 def structured_loadings(factor: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:
@@ -93,15 +68,30 @@ def structured_loadings(factor: Float[Array, "d K"], hierarchy: Hierarchy) -> Fl
     Σ_{t ⊆ s} r_t directions of factor space that the rows of c do not see. In the population it equals Σ_{t ⊆ s} Λ_tΛ_tᵀ;
     what the structures inside s explain is taken away, and Λ̂_s is made of the top r_s eigenpairs of the rest. All modalities
     of a structure are extracted together, which aligns them. Exact in the population for every hierarchy that is
-    identifiable; costs O(dK²).
+    identifiable; costs O(dK²) a structure.
 
-    Structures of one size do not depend on one another, and are extracted as one batch: a program has as many steps as there
-    are sizes. Zeros that fill up smaller blocks change nothing.
+    One program for all structures but the one that all modalities see, which is the widest by far: zeros fill up smaller ones,
+    and change nothing.
     """
     grams = jnp.stack([factor[rows].T @ factor[rows] for rows in map(hierarchy.rows, hierarchy.modalities)])
+    modality = jnp.asarray(hierarchy.modality_of_feature)
+
+    def extract(loadings: Float[Array, "d K"], plan: _Plan, width: int) -> tuple[Float[Array, "d K"], None]:
+        rows = plan.held[modality][:, None]
+        others = jnp.einsum("m,mkl->kl", jnp.where(plan.held, 0, 1).astype(factor.dtype), grams)
+        least = jnp.linalg.eigh(others)[1][:, :width]  # what the other modalities see least
+        left = jnp.where(rows & (jnp.arange(width) < plan.unseen)[None, :], factor @ least, 0)
+        inner = jnp.where(rows, loadings.at[:, plan.inside].get(mode="fill", fill_value=0), 0)
+        signs = jnp.asarray(np.repeat([1, -1], [width, inner.shape[1]]), factor.dtype)
+        found = signed_top_factor(jnp.concatenate([left, inner], axis=1), signs, plan.own.shape[0])
+        return loadings.at[:, plan.own].set(jnp.where(rows, found, 0), mode="drop"), None
+
     loadings = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), factor.dtype)
-    for _, structures in groupby(reversed(hierarchy.structures), key=len):
-        loadings = _extract(_Level.of(hierarchy, list(structures)), factor, grams, loadings)
+    by_size = list(reversed(hierarchy.structures))
+    for _, structures in groupby(by_size, key=lambda s: len(s) == hierarchy.n_modalities):
+        plan = _Plan.of(hierarchy, list(structures))
+        width = int(plan.unseen.max())
+        loadings, _ = jax.lax.scan(partial(extract, width=width), loadings, jax.tree.map(jnp.asarray, plan))
     return loadings
 
 
