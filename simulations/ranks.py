@@ -117,7 +117,7 @@ def check(study: Study) -> None:
         if not ratio > 0:
             raise ValueError(f"noise_ratios: holds {ratio}; expected positive numbers")
     for name in study.structures:
-        as_structure(name, 3)
+        as_structure(name, 3, "structures")
     study.output.parent.mkdir(parents=True, exist_ok=True)
 
 

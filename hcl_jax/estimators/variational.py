@@ -20,7 +20,9 @@ from hcl_jax.structure import Hierarchy
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
 FADED = 0.1  # relevance below which a column that the bound is better without is taken out
 REFINED = 1e-2  # of the tolerance: where the second stage stops; at 1 it may end 16 % of the Gram matrix from its maximum
-UNCORRELATED = 0.99  # shrinkage of a modality's prior correlations above which they are taken for none
+TAKEN = (
+    0.2  # of the shrinkage that is best for the correlations themselves: the loadings lose more by too much than by too little
+)
 
 
 class Posterior(NamedTuple):
@@ -153,22 +155,34 @@ class _Vb:
 
     def divergence(self, new: Posterior, moments: Float[Array, "M K K"], old_roots: Float[Array, "M K K"]) -> Float[Array, ""]:
         """2 KL of q(Λ), found with the old prior, from the new one, less the part of the shares c_j: tr Γ⁻¹E_m − d_mK_m + d_m log
-        det Γ/Γ_old by modality, and −2 log of the hyperprior's density, λd_m/(1 − λ) (tr Γ⁻¹D + log det Γ)."""
+        det Γ/Γ_old by modality, and −2 log of the hyperprior's density."""
         kept = new.kept
-        roots = self.roots(new.prior, kept)
-        inverses = jax.lax.map(lambda R: jax.scipy.linalg.cho_solve((R, True), self.eye), roots)
-        log_det, old_log_det = (2 * jnp.sum(jnp.log(jnp.diagonal(R, axis1=1, axis2=2)), axis=1) for R in (roots, old_roots))
+        inverses, log_det = self.inverted(self.roots(new.prior, kept))
+        old_log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(old_roots, axis1=1, axis2=2)), axis=1)
         moments = jnp.where(kept[:, :, None] & kept[:, None, :], moments, 0)
         fitted = (
             jnp.sum(inverses * moments, axis=(1, 2))
             - self.dims * kept.sum(axis=1, dtype=self.dims.dtype)
             + self.dims * (log_det - old_log_det)
         )
+        return jnp.sum(fitted) + self.drawn(inverses, log_det, kept)
+
+    def drawn(self, inverses: Float[Array, "M K K"], log_det: Float[Array, " M"], kept: Bool[Array, "M K"]) -> Float[Array, ""]:
+        """−2 log of the hyperprior's density, Σ_m λd_m/(1 − λ) (tr Γ⁻¹D + log det Γ), from Γ⁻¹ and log det Γ; 0 where it is not
+        in force."""
         shrinkage, target, in_force = self.hyperprior
-        free = in_force & (shrinkage < 1)  # at λ = 1, Γ is D for good
-        strength = jnp.where(free, shrinkage / jnp.where(free, 1 - shrinkage, 1), 0)
-        drawn = jnp.sum(jnp.where(kept, jnp.diagonal(inverses, axis1=1, axis2=2) * target, 0), axis=1) + log_det
-        return jnp.sum(fitted + self.dims * strength * drawn)
+        strength = jnp.where(in_force, shrinkage / (1 - shrinkage), 0)
+        traces = jnp.sum(jnp.where(kept, jnp.diagonal(inverses, axis1=1, axis2=2) * target, 0), axis=1)
+        return jnp.sum(self.dims * strength * (traces + log_det))
+
+    def without_hyperprior(self, bound: Float[Array, ""], at: Posterior) -> Float[Array, ""]:
+        """The bound alone, which the hyperprior's density moves by a constant that has units."""
+        return bound + self.drawn(*self.inverted(self.roots(at.prior, at.kept)), at.kept) / 2
+
+    def inverted(self, roots: Float[Array, "M K K"]) -> tuple[Float[Array, "M K K"], Float[Array, " M"]]:
+        """(Γ_m⁻¹, log det Γ_m) from Cholesky factors."""
+        inverses = jax.lax.map(lambda R: jax.scipy.linalg.cho_solve((R, True), self.eye), roots)
+        return inverses, 2 * jnp.sum(jnp.log(jnp.diagonal(roots, axis1=1, axis2=2)), axis=1)
 
     def without_faded(self, at: Posterior, prior: Float[Array, "M K K"]) -> Posterior:
         """The posterior without the columns, for good, that have faded and that the bound is better without; `prior` is the one
@@ -207,8 +221,8 @@ def correlated_prior(q: Posterior, hierarchy: Hierarchy) -> Hyperprior:
     """How far the correlations of a modality's columns can be told from chance, by E_m of a fit that takes them for independent.
 
     λ_m = Σ(1 − r²)²/d_m / Σ r² over the pairs of columns, at most 1: the shrinkage of a correlation matrix of least expected
-    squared error (Schäfer and Strimmer 2005). Independent columns have r² ≈ 1/d_m, and λ_m = 1. At least √ε, so that Γ_m has
-    an inverse where columns are copies of each other, as without noise.
+    squared error (Schäfer and Strimmer 2005), of which `TAKEN` is used. Independent columns have r² ≈ 1/d_m, and λ_m = 1. At
+    least √ε, so that Γ_m has an inverse where columns are copies of each other, as without noise.
     """
     kept = q.kept
     variances = jnp.diagonal(q.prior, axis1=1, axis2=2)
@@ -219,8 +233,7 @@ def correlated_prior(q: Posterior, hierarchy: Hierarchy) -> Hyperprior:
     spread_out = jnp.sum(jnp.where(pairs, (1 - r**2) ** 2, 0), axis=(1, 2)) / dims
     size = jnp.sum(r**2, axis=(1, 2))
     shrinkage = jnp.where(size > spread_out, spread_out / jnp.where(size > 0, size, 1), 1)
-    shrinkage = jnp.maximum(shrinkage, jnp.sqrt(jnp.finfo(shrinkage.dtype).eps))
-    return Hyperprior(jnp.where(shrinkage < UNCORRELATED, shrinkage, 1), variances, jnp.array(True))
+    return Hyperprior(jnp.maximum(TAKEN * shrinkage, jnp.sqrt(jnp.finfo(shrinkage.dtype).eps)), variances, jnp.array(True))
 
 
 def maximise_bound(
@@ -263,7 +276,9 @@ def fit_posterior(
     def stage(q: Posterior, in_force: Bool[Array, ""]) -> tuple[Posterior, tuple[Array, ...]]:
         hyperprior = correlated_prior(q, hierarchy)._replace(in_force=in_force)
         stop = jnp.where(in_force, REFINED, 1) * tolerance
-        new, bound, *ended = maximise_bound(_Vb(unit, hierarchy, noise, hyperprior), q, stop, max_steps)
+        vb = _Vb(unit, hierarchy, noise, hyperprior)
+        new, bound, *ended = maximise_bound(vb, q, stop, max_steps)
+        bound = vb.without_hyperprior(bound, new)
         in_range = jnp.isfinite(bound)  # not so in single precision where noise at its floor leaves no digits to a sweep
         q = jax.tree.map(lambda a, b: jnp.where(in_range, a, b), new, q)
         return q, (bound, in_range, *ended)
