@@ -213,14 +213,14 @@ def test_draws_follow_the_dtype():
     ("draw", "message"),
     [
         (lambda truth: sample_truth(jr.key(0), TWO, -0.5), "noise_variance: is -0.5; expected non-negative numbers"),
-        (lambda truth: sample_truth(jr.key(0), TWO, float("nan")), "noise_variance: is nan"),
+        (lambda truth: sample_truth(jr.key(0), TWO, float("nan")), "noise_variance: holds NaN"),
         (
             lambda truth: sample_truth(jr.key(0), TWO, jnp.array([0.5, 0.2]), noise="view"),
-            r"noise_variance: has shape \(2,\); expected one number, or one for each of 16 features",
+            r"noise_variance: has shape \(2,\); expected one number, or 16, one for each feature",
         ),
         (lambda truth: sample_truth(jr.key(0), TWO, jnp.ones(16)), "noise: is 'shared' for noise variances of shape"),
         (lambda truth: sample_wishart_covariance(jr.key(0), truth, 16), "n: is 16; expected at least 17, one more"),
-        (lambda truth: sample_factored_covariance(jr.key(0), truth, 1), "n_samples: is 1; expected at least 2 samples"),
+        (lambda truth: sample_factored_covariance(jr.key(0), truth, 1), "n_samples: is 1; expected an integer of at least 2"),
         (
             lambda truth: sample_data_covariance(jr.key(0), truth, 30, "cauchy"),
             "latent: unknown law 'cauchy'; expected one of gaussian",

@@ -116,7 +116,7 @@ def test_look_ups_refuse_what_is_no_structure(wrong):
 
 @pytest.mark.parametrize("wrong", [0, -1, 3, 1.5, "1", None, (1,)])
 def test_look_ups_refuse_what_is_no_modality(wrong):
-    for look_up in (TWO.rows, TWO.active_columns, TWO.active_runs):
+    for look_up in (TWO.rows, TWO.active_columns):
         with pytest.raises(ValueError, match="modality: is .*expected an integer from 1 to 2"):
             look_up(wrong)
 
