@@ -153,6 +153,11 @@ class FisherOperator(eqx.Module):
         own = self.own_noise * tau + self._quadratic(inverse @ T @ inverse)
         return along, traces + own / 2
 
+    def deviance(self, covariance_image: Float[Array, "d K"], variances: Float[Array, " d"]) -> Float[Array, ""]:
+        """log det Σ + tr(Σ⁻¹S), from S Σ⁻¹F and diag S: tr(Σ⁻¹S) = tr(Ψ⁻¹S) − tr(FᵀΨ⁻¹ SΣ⁻¹F)."""
+        explained = jnp.sum(self.loadings / self.psi[:, None] * covariance_image)
+        return jnp.sum(jnp.log(self.psi) + variances / self.psi) - explained + self.log_det
+
     def minus_half_gradient(self, covariance_image: Float[Array, "d K"], variances: Float[Array, " d"]) -> Parameters:
         """−½ of the gradient of log det Σ + tr(Σ⁻¹S) along masked loadings and noise variances, from S Σ⁻¹F and diag S:
         ([Σ⁻¹(S Σ⁻¹F − F)]∘mask, −½ tr_q(Σ⁻¹ − Σ⁻¹SΣ⁻¹)).

@@ -25,7 +25,7 @@ def full_lattice(n_modalities: int) -> tuple[Structure, ...]:
     return tuple(s for size in range(n_modalities, 0, -1) for s in combinations(modalities, size))
 
 
-def _as_integer(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
     """The whole number that the value is, a float such as 2.0 included; None where it is none."""
     try:
         return int(value) if not isinstance(value, str) and int(value) == value else None
@@ -42,7 +42,7 @@ def _check_dims(dims: Any) -> tuple[int, ...]:
         raise ValueError("dims: got no modality; expected at least one dimension")
     checked = []
     for m, dim in enumerate(given, start=1):
-        number = _as_integer(dim)
+        number = whole_number(dim)
         if number is None or number < 1:
             raise ValueError(f"dims: modality {m} has dimension {dim!r}; expected a positive integer")
         checked.append(number)
@@ -54,7 +54,7 @@ def _check_ranks(ranks: Any, n_modalities: int) -> tuple[tuple[Structure, int], 
         raise ValueError(f"ranks: is {ranks!r}; expected a dictionary of structures and their ranks, such as {{'12': 2, '1': 1}}")
     kept: dict[Structure, int] = {}
     for structure, rank in ranks.items():
-        s, number = as_structure(structure, n_modalities, "ranks"), _as_integer(rank)
+        s, number = as_structure(structure, n_modalities, "ranks"), whole_number(rank)
         if s in kept:
             raise ValueError(f"ranks: structure {s} is given twice; expected each set of modalities once")
         if number is None or number < 0:
@@ -141,7 +141,7 @@ class Hierarchy:
 
     def modality(self, number: Any) -> int:
         """The modality of that number. Raises `ValueError` unless it is an integer from 1 to M."""
-        m = _as_integer(number)
+        m = whole_number(number)
         if m is None or not 1 <= m <= self.n_modalities:
             raise ValueError(f"modality: is {number!r}; expected an integer from 1 to {self.n_modalities}")
         return m
@@ -244,7 +244,7 @@ def as_structure(value: Any, n_modalities: int, argument: str = "structure") -> 
     not a non-empty set of modalities from 1 to M.
     """
     for members in _readings(value):
-        numbers = [_as_integer(m) for m in members]
+        numbers = [whole_number(m) for m in members]
         s = tuple(sorted(m for m in numbers if m is not None))
         if s and len(set(s)) == len(numbers) and s[0] >= 1 and s[-1] <= n_modalities:
             return s

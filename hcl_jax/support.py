@@ -58,10 +58,9 @@ def _point(
     F = jnp.where(rows, loadings, 0)
     fisher = _fisher_at(F, noise, hierarchy, kind)
     scaled, variances = F / fisher.psi[:, None], covariance.variances()
-    image = covariance.product(scaled)
-    along, change = fisher.minus_half_gradient(image @ fisher.inverse, variances)
-    fit = jnp.sum(jnp.log(fisher.psi) + variances / fisher.psi) - jnp.sum(fisher.inverse * (scaled.T @ image))
-    return Point(F, noise, support, rows, fisher, (jnp.where(rows, along, 0), change), fit + fisher.log_det)
+    image = covariance.product(scaled) @ fisher.inverse
+    along, change = fisher.minus_half_gradient(image, variances)
+    return Point(F, noise, support, rows, fisher, (jnp.where(rows, along, 0), change), fisher.deviance(image, variances))
 
 
 def _dot(a: Parameters, b: Parameters) -> Float[Array, ""]:

@@ -19,6 +19,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from hcl_jax.fisher import noise_by_feature
+from hcl_jax.structure import whole_number
+
 Numbers = np.ndarray | Array
 Held = TypeVar("Held", bound=Numbers)
 UNREADABLE = (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -259,12 +262,11 @@ def by_feature(noise_variance: Any, d: int, dtype: Any, *, positive: bool = Fals
     Raises `ValueError` for another shape, and outside of compiled code for one that is negative, or 0 where it must be positive.
     """
     values = _checked_numbers(noise_variance, "noise_variance:")
-    if values.shape not in ((), (d,)):
-        raise ValueError(f"noise_variance: has shape {values.shape}; expected one number, or {d}, one for each feature")
+    psi = noise_by_feature(jnp.asarray(values, dtype), d)
     if not isinstance(values, jax.core.Tracer) and not bool((values > 0 if positive else values >= 0).all()):
         kind = "positive" if positive else "non-negative"
         raise ValueError(f"noise_variance: is {_shown(noise_variance)}; expected {kind} numbers")
-    return jnp.broadcast_to(jnp.asarray(values, dtype), (d,))
+    return psi
 
 
 def as_response(y: Any, n: int, *, argument: str = "y", samples: tuple[Hashable, ...] | None = None) -> Float[Array, " n"]:
@@ -304,22 +306,17 @@ def as_labels(labels: Any, n: int, n_classes: int, argument: str = "labels") -> 
     return jnp.asarray(array, jnp.int32)
 
 
-def _is_whole(value: Any) -> bool:
-    try:
-        return not isinstance(value, str) and int(value) == value
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
 def check_count(value: Any, argument: str, least: int) -> None:
     """Raise `ValueError` that names the argument unless it is a whole number, at least that."""
-    if not _is_whole(value) or value < least:
+    number = whole_number(value)
+    if number is None or number < least:
         raise ValueError(f"{argument}: is {_shown(value)}; expected an integer of at least {least}")
 
 
 def check_folds(n_folds: int, n: int) -> None:
     """Raise `ValueError` unless n rows can be cut into that many folds."""
-    if not _is_whole(n_folds) or not 2 <= n_folds <= n:
+    folds = whole_number(n_folds)
+    if folds is None or not 2 <= folds <= n:
         raise ValueError(f"n_folds: is {n_folds}; expected from 2 to the number of rows, {n}")
 
 

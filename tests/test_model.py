@@ -216,7 +216,7 @@ def test_draws_follow_the_dtype():
         (lambda truth: sample_truth(jr.key(0), TWO, float("nan")), "noise_variance: holds NaN"),
         (
             lambda truth: sample_truth(jr.key(0), TWO, jnp.array([0.5, 0.2]), noise="view"),
-            r"noise_variance: has shape \(2,\); expected one number, or 16, one for each feature",
+            r"noise_variance: has shape \(2,\); expected one number, or one for each of 16 features",
         ),
         (lambda truth: sample_truth(jr.key(0), TWO, jnp.ones(16)), "noise: is 'shared' for noise variances of shape"),
         (lambda truth: sample_wishart_covariance(jr.key(0), truth, 16), "n: is 16; expected at least 17, one more"),

@@ -150,8 +150,8 @@ class _Problem:
         scale = jnp.maximum(jnp.linalg.norm(jnp.where(self.hierarchy.mask, fisher.image(), 0)), rounding / self.tolerance)
         relative = jnp.maximum(jnp.linalg.norm(gradient[0]) / scale, jnp.max(jnp.abs(gradient[1]) * noise / self.sizes))
         grams = group_grams(F, F, self.hierarchy, self.noise)
-        fit = jnp.sum(jnp.log(fisher.psi) + self.variances / fisher.psi) - jnp.sum(F / fisher.psi[:, None] * covariance_image)
-        return _Point(F, images, noise, grams, gradient, fisher.precondition(gradient), relative, fit + fisher.log_det)
+        objective = fisher.deviance(covariance_image, self.variances)
+        return _Point(F, images, noise, grams, gradient, fisher.precondition(gradient), relative, objective)
 
 
 def _dot(a, b) -> Float[Array, ""]:

@@ -20,9 +20,8 @@ from hcl_jax.structure import Hierarchy
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
 FADED = 0.1  # relevance below which a column that the bound is better without is taken out
 REFINED = 1e-2  # of the tolerance: where the second stage stops; at 1 it may end 16 % of the Gram matrix from its maximum
-TAKEN = (
-    0.2  # of the shrinkage that is best for the correlations themselves: the loadings lose more by too much than by too little
-)
+TAKEN = 0.2
+"""Of the shrinkage that is best for the correlations themselves: the loadings lose more by too much than by too little."""
 
 
 class Posterior(NamedTuple):
@@ -262,7 +261,7 @@ def fit_posterior(
     *,
     noise: str = "shared",
     tolerance: float | None = None,
-    max_steps: int = 500,
+    max_steps: int = 2000,
 ) -> tuple[Posterior, Estimate]:
     """(q, estimate): the whole variational posterior behind `hcl_vb`."""
     check_noise(noise)
@@ -301,15 +300,16 @@ def hcl_vb(
     *,
     noise: str = "shared",
     tolerance: float | None = None,
-    max_steps: int = 500,
+    max_steps: int = 2000,
 ) -> Estimate:
-    """`hcl-vb`: posterior mean of the loadings under Λ^(m)_jk ~ N(0, 1/α_{m,k}), with α and σ² that maximise the variational
+    """`hcl-vb`: posterior mean of the loadings under λ^(m)_j ~ N(0, Γ_m), with Γ and the noise that maximise the variational
     bound.
 
-    q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. Columns that cannot be seen are pruned to zero. `noise`:
+    q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. A first stage, with diagonal Γ_m, prunes columns that
+    cannot be seen to zero; in a second the columns of a view may be correlated, as far as `correlated_prior` lets them. `noise`:
     one variance for all features, one a view, or one a feature. Stops when 2/(νd) times the bound twice running gains less than
-    `tolerance` (1e-7 in float64, 1e-6 in float32), or nothing but rounding: what it still gains after that is in rotations within
-    structures and in columns on their way to zero, and moves the Gram error by less than 1 % (docs/results.md). The objective
-    is −bound/ν. Raises `ValueError` for K ≥ ν or an unknown kind of noise.
+    `tolerance` (1e-7 in float64, 1e-6 in float32; a hundredth of it in the second stage), or nothing but rounding: what it
+    still gains after that is in rotations within structures and in columns on their way to zero, and moves the Gram error by
+    less than 1 % (docs/results.md). The objective is −bound/ν. Raises `ValueError` for K ≥ ν or an unknown kind of noise.
     """
     return fit_posterior(covariance, hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)[1]

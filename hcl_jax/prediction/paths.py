@@ -30,6 +30,7 @@ def group_index(hierarchy: Hierarchy) -> np.ndarray:
 
 
 def group_norms(b: Float[Array, "... K"], groups: np.ndarray) -> Float[Array, "... S"]:
+    """‖b_s‖ of every structure."""
     one_hot = jnp.asarray(groups[:, None] == np.arange(groups.max() + 1)[None, :], b.dtype)
     return jnp.sqrt((b**2) @ one_hot)
 
@@ -73,4 +74,5 @@ def positive(scale: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def path_tolerance(dtype: jnp.dtype) -> float:
+    """The relative change of a point of the path at which `accelerated` stops: what the precision can reach."""
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-5
