@@ -1,11 +1,13 @@
 """Plain functions whose body is one compiled program: compiled at the first call, found again at every later one."""
 
 import inspect
+import os
 from collections.abc import Callable
-from functools import lru_cache, partial, wraps
+from functools import cache, lru_cache, partial, wraps
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -14,11 +16,30 @@ PROGRAMS = 32
 """Programs that are kept, those called last. Each takes up to a thousand areas of memory, and Linux gives a process 65,530."""
 
 
-@lru_cache(maxsize=PROGRAMS)
-def _program(function: Callable[..., Any], structure: Any, held: tuple, _kinds: tuple) -> Callable[[list], Any]:
-    """The function of its arrays alone, compiled; `held` has everything else, and None in the arrays' places."""
+@cache
+def compiler_options() -> dict[str, bool]:
+    """What whole programs are compiled with: on a CPU XLA's older code generation, which takes half as long for programs as fast.
 
-    @partial(jax.jit, inline=True)
+    Nothing where this release of XLA does not have it, and where XLA_FLAGS says which is to be used.
+    """
+    name = "xla_cpu_use_fusion_emitters"
+    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options={name: False}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return {name: False}
+
+
+@lru_cache(maxsize=PROGRAMS)
+def _program(function: Callable[..., Any], structure: Any, held: tuple, _kinds: tuple, nested: bool) -> Callable[[list], Any]:
+    """The function of its arrays alone, compiled; `held` has everything else, and None in the arrays' places.
+
+    A nested program is a part of another, whose options are the ones that count.
+    """
+
+    @partial(jax.jit, inline=True, compiler_options=None if nested else compiler_options())
     def program(traced: list) -> Any:
         leaves = [value if array is None else array for array, value in zip(traced, held, strict=True)]
         args, kwargs = jax.tree.unflatten(structure, leaves)
@@ -58,6 +79,7 @@ def compiled(function: Function | None = None, *, check: Callable[..., None] | N
         traced = [leaf if array else None for leaf, array in zip(leaves, arrays, strict=True)]
         held = tuple(None if array else leaf for leaf, array in zip(leaves, arrays, strict=True))
         kinds = tuple((leaf.shape, leaf.dtype) for leaf, array in zip(leaves, arrays, strict=True) if array)
-        return _program(function, structure, held, kinds)(traced)
+        nested = any(isinstance(leaf, jax.core.Tracer) for leaf in (jnp.empty(()), *leaves))  # traced, whatever the arguments are
+        return _program(function, structure, held, kinds, nested)(traced)
 
     return cast(Function, call)

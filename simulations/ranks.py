@@ -26,6 +26,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from hcl_jax import LIMITS, Hierarchy, Truth, sample_loadings, sample_wishart_covariance
+from hcl_jax.compiled import compiler_options
 from hcl_jax.estimators.variational import fit_posterior
 from hcl_jax.experiments import configure
 from hcl_jax.fisher import check_noise, spread
@@ -97,7 +98,7 @@ def run(study: Study) -> pl.DataFrame:
     """One row a replicate."""
     truth = Hierarchy(study.dims, dict.fromkeys(study.structures, study.rank))
     fitted = Hierarchy.full(study.dims, study.fitted_rank)
-    program = jax.jit(partial(fit_one, study, truth, fitted))
+    program = jax.jit(partial(fit_one, study, truth, fitted), compiler_options=compiler_options())
     cells = [(n, noise, i) for noise in study.noise_variance for n in study.n_grid for i in range(study.replicates)]
     return pl.DataFrame([row(study, truth, fitted, program, *cell) for cell in tqdm(cells, unit="fit", disable=None)])
 

@@ -41,6 +41,7 @@ import hcl_jax
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.baselines import BASELINES, ajive, jive, sjive
 from hcl_jax.baselines.linear import transform
+from hcl_jax.compiled import compiler_options
 from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import OutputError, configure
 from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse
@@ -238,7 +239,7 @@ class Representations:
         return jnp.stack(blind)
 
     def _run(self, method: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._programs.setdefault(method, jax.jit(function))(*arguments)
+        return self._programs.setdefault(method, jax.jit(function, compiler_options=compiler_options()))(*arguments)
 
 
 def equal_scales(scores: Scores) -> Scores:

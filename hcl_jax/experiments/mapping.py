@@ -12,6 +12,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from hcl_jax.compiled import compiler_options
+
 AXIS = "replicates"
 Program = Callable[[PyTree, PyTree], PyTree]
 """(what all replicates share, what one replicate has) -> result."""
@@ -44,9 +46,11 @@ def mesh() -> jax.sharding.Mesh:
 def spread(program: Program, batched: bool) -> Callable[..., PyTree]:
     """(shared, items, counts) -> results, with the items' leading axis spread over the devices."""
     if batched:
-        return jax.jit(lambda shared, items, _counts: jax.vmap(partial(program, shared))(items))
+        every = lambda shared, items, _counts: jax.vmap(partial(program, shared))(items)
+        return jax.jit(every, compiler_options=compiler_options())
     run, split, whole = partial(_one_by_one, program), PartitionSpec(AXIS), PartitionSpec()
-    return jax.jit(jax.shard_map(run, mesh=mesh(), in_specs=(whole, split, split), out_specs=split, check_vma=False))
+    mapped = jax.shard_map(run, mesh=mesh(), in_specs=(whole, split, split), out_specs=split, check_vma=False)
+    return jax.jit(mapped, compiler_options=compiler_options())
 
 
 @dataclass(frozen=True)
