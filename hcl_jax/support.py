@@ -109,14 +109,14 @@ def same_support(support: Bool[Array, "M K"]) -> Bool[Array, "K K"]:
     return (support[:, :, None] == support[:, None, :]).all(axis=0)
 
 
-def _principal_axes(point: Point) -> Float[Array, "d K"]:
-    """The loadings with FᵀΨ⁻¹F diagonal among columns of the same support.
+def _in_axes_of(gram: Float[Array, "K K"], point: Point) -> Float[Array, "d K"]:
+    """The loadings with the matrix diagonal among columns of the same support, its least values first.
 
     One decomposition: groups of columns are set apart by shifts of the diagonal, so that each keeps its places.
     """
     same = same_support(point.support)
     group = jnp.argmax(same, axis=1)
-    gram = jnp.where(same, point.fisher.gram, 0)
+    gram = jnp.where(same, gram, 0)
     shifts = (2 * jnp.trace(gram)) * group.astype(gram.dtype)
     axes = jnp.linalg.eigh(gram + jnp.diag(shifts))[1]
     return jnp.zeros_like(point.loadings).at[:, jnp.argsort(group, stable=True)].set(point.loadings @ axes)
@@ -129,11 +129,6 @@ def noise_edge(a: Any, b: Any) -> Any:
     return roots**2 + EDGE_QUANTILE * roots * (1 / jnp.sqrt(a) + 1 / jnp.sqrt(b)) ** (1 / 3)
 
 
-def _squares(point: Point) -> Float[Array, "M K"]:
-    """‖Ψ^(−1/2)F^(m)_k‖², the strength of every column in every view in units of the noise."""
-    return pool(point.loadings**2 / point.fisher.psi[:, None], point.fisher.hierarchy, "view")
-
-
 def column_strengths(point: Point, nu: Float[Array, ""]) -> tuple[Float[Array, " K"], Float[Array, " K"], Float[Array, " K"]]:
     """(λ_k, the strength that noise of as many features makes, what λ_k must exceed) for columns in principal axes: that, and as
     many of λ_k's standard errors as it is of its own; they are larger where columns are hard to tell from others."""
@@ -144,27 +139,42 @@ def column_strengths(point: Point, nu: Float[Array, ""]) -> tuple[Float[Array, "
     return values, edge, jnp.maximum(edge, edge * jnp.sqrt(nu / 2) / (1 + edge) * jnp.sqrt(variances))
 
 
-def _weak_blocks(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
-    """For every column seen by several views, the view that stands out least, where it does no more than noise regressed on the
-    factors that the other views show: variance (1 + 1/λ)ψ/ν an entry, at most over their rotations."""
-    squares, support = _squares(point), point.support
-    dims = jnp.asarray(point.fisher.hierarchy.dims, squares.dtype)
-    rivals = jnp.stack([same_support(support.at[m].set(False)).sum(axis=1) for m in range(len(dims))]).astype(squares.dtype)
-    others = squares.sum(axis=0)[None] - squares
-    noise = noise_edge(dims[:, None], rivals) / nu * (1 + 1 / jnp.where(others > 0, others, 1))
-    ratios = jnp.where(support & (support.sum(axis=0)[None] > 1), squares / noise, jnp.inf)
-    return (ratios < 1) & (ratios == ratios.min(axis=0)[None])
+def _weak_blocks(point: Point, nu: Float[Array, ""]) -> tuple[Bool[Array, "M K"], Float[Array, "d K"]]:
+    """(blocks, the loadings in axes where these are columns): of columns that several views see, a view in which some rotation
+    of them does no more than noise regressed on the factors that the other views show: variance (1 + 1/λ)ψ/ν an entry, at most
+    over their rotations. Of the views of a group the one that stands out least; the others have their turn in later rounds."""
+    hierarchy, support = point.fisher.hierarchy, point.support
+    same, scaled = same_support(support), point.loadings / jnp.sqrt(point.fisher.psi)[:, None]
+    shared = support & (support.sum(axis=0)[None] > 1)
+    rotated, ratios = [], []
+    for m in hierarchy.modalities:
+        own = scaled[hierarchy.rows(m)]
+        F = _in_axes_of(own.T @ own, point)
+        squares = pool(F**2 / point.fisher.psi[:, None], hierarchy, "view")
+        others = squares.sum(axis=0) - squares[m - 1]
+        rivals = same_support(support.at[m - 1].set(False)).sum(axis=1).astype(F.dtype)
+        noise = noise_edge(jnp.asarray(hierarchy.dims[m - 1], F.dtype), rivals) / nu * (1 + 1 / jnp.where(others > 0, others, 1))
+        rotated.append(F)
+        ratios.append(jnp.where(shared[m - 1], squares[m - 1] / noise, jnp.inf))
+    ratio = jnp.stack(ratios)
+    least = jnp.argmin(
+        jnp.where(same[None], ratio[:, None, :], jnp.inf).min(axis=2), axis=0
+    )  # one view for all columns of a group
+    chosen = least[None] == jnp.arange(len(ratios))[:, None]
+    return chosen & (ratio < 1), jnp.where(chosen[:, None], jnp.stack(rotated), 0).sum(axis=0)
 
 
-def _to_drop(point: Point, nu: Float[Array, ""]) -> Bool[Array, "M K"]:
-    """What noise alone could have made: blocks first, since they may turn a shared column into a private one; then columns no
-    stronger than noise; then the weakest of those that are uncertain, since without it the others may not be."""
-    blocks = _weak_blocks(point, nu)
+def _to_drop(point: Point, nu: Float[Array, ""]) -> tuple[Bool[Array, "M K"], Float[Array, "d K"]]:
+    """(what noise alone could have made, the loadings in axes where it stands alone): blocks first, since they may turn a shared
+    column into a private one; then columns no stronger than noise; then the weakest of those that are uncertain, since without
+    it the others may not be."""
+    blocks, rotated = _weak_blocks(point, nu)
     strengths, edges, thresholds = column_strengths(point, nu)
     present = point.support.any(axis=0)
     noise, ratios = present & (strengths < edges), jnp.where(present, strengths / thresholds, jnp.inf)
     columns = jnp.where(noise.any(), noise, (ratios < 1) & (ratios == ratios.min()))
-    return jnp.where(blocks.any(), blocks, point.support & columns[None])
+    drop = jnp.where(blocks.any(), blocks, point.support & columns[None])
+    return drop, jnp.where(blocks.any(), rotated, point.loadings)
 
 
 @compiled
@@ -184,18 +194,18 @@ def supported_point(
 
     def maximum(loadings, noise, support):
         at, reached = _maximum(covariance, _point(covariance, hierarchy, kind, loadings, noise, support))
-        return _point(covariance, hierarchy, kind, _principal_axes(at), at.noise, support), reached
+        return _point(covariance, hierarchy, kind, _in_axes_of(at.fisher.gram, at), at.noise, support), reached
 
     def dropped(state):
-        at, drop, _, i = state
-        at, reached = maximum(at.loadings, at.noise, at.support & ~drop)
+        at, (drop, loadings), _, i = state
+        at, reached = maximum(loadings, at.noise, at.support & ~drop)
         return at, _to_drop(at, covariance.nu), reached, i + 1
 
     support = pool(F**2, hierarchy, "view") > 0
     first = _point(covariance, hierarchy, kind, F, noise, support)
-    state = (first, jnp.zeros_like(support), jnp.array(False), jnp.array(0))
-    go_on = lambda s: (s[1].any() | (s[3] == 0)) & (s[3] <= 2 * hierarchy.n_factors)  # noqa: E731
-    at, drop, reached, _ = jax.lax.while_loop(go_on, dropped, state)
+    state = (first, (jnp.zeros_like(support), F), jnp.array(False), jnp.array(0))
+    go_on = lambda s: (s[1][0].any() | (s[3] == 0)) & (s[3] <= 2 * hierarchy.n_factors)  # noqa: E731
+    at, (drop, _), reached, _ = jax.lax.while_loop(go_on, dropped, state)
     return at, reached & ~drop.any()
 
 

@@ -162,6 +162,27 @@ def test_an_absent_structure_has_an_upper_bound_and_leaves_the_others_alone(name
     assert (np.asarray(gram.status)[ENTRIES[:, 0] == ENTRIES[:, 1]] == BOUNDARY).all()
 
 
+def test_private_columns_are_found_in_the_place_of_a_shared_structure_however_they_are_rotated():
+    """(a, 0) and (0, b) of equal strength: the principal axes of the two may mix them, so that each seems to be in both views."""
+    rng = np.random.default_rng(3)
+    F, n, noise = np.zeros((TWO.n_features, 2)), 3000, 0.1
+    for view, k in ((1, 0), (2, 1)):
+        rows = TWO.rows(view)
+        F[rows, k] = rng.standard_normal(rows.stop - rows.start)
+    F /= np.linalg.norm(F, axis=0)
+    data = rng.standard_normal((n, 2)) @ F.T + np.sqrt(noise) * rng.standard_normal((n, TWO.n_features))
+    S = SampleCovariance(jnp.asarray(np.cov(data.T)), n=n)
+    mixed = np.zeros(TWO.mask.shape)
+    mixed[:, TWO.columns((1, 2))] = F @ np.array([[1, 1], [-1, 1]]) / np.sqrt(2)
+    estimate = dataclasses.replace(fitted_by("hcl-ml")(S, TWO), loadings=jnp.asarray(mixed))
+    point, reached = supported_point(estimate.loadings, estimate.noise_variance, S, TWO, estimate.noise)
+    assert bool(reached)
+    assert sorted(map(tuple, np.asarray(point.support).T[np.asarray(point.support).any(axis=0)])) == [
+        (False, True),
+        (True, False),
+    ]
+
+
 def test_statuses_of_estimates():
     S, estimate = fit()
     stopped = dataclasses.replace(estimate, status=jnp.array(1))
