@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from hcl_jax.experiments import ratios
 from hcl_jax.experiments.cell import number_name, path_name
+from hcl_jax.experiments.summary import status_words
+from hcl_jax.structure import NON_FINITE, ON_BOUND, OUT_OF_STEPS
 from style import LIMIT, MethodStyle, log_axes, method_style, ordered
 
 SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
@@ -123,14 +125,12 @@ def failure_note(table: pl.DataFrame, average: str = "Root mean square") -> str:
     low, high = counts.min(), counts.max()
     replicates = f"{low}" if low == high else f"{low} to {high}"
     lines = [f"{average} ± standard error over {replicates} replicates."]
-    for status, name in ((1, "Out of steps, kept in the averages"), (2, "Non-finite, left out of the averages")):
+    for status, treated in ((OUT_OF_STEPS, "kept in"), (NON_FINITE, "left out of"), (ON_BOUND, "kept in")):
         failed = {m: fits.filter(pl.col("method") == m) for m in ordered(fits.filter(pl.col("status") == status)["method"])}
         entries = [f"{method_style(m).label} {(rows['status'] == status).sum()} of {len(rows)}" for m, rows in failed.items()]
-        lines.append(f"{name}: {', '.join(entries) or 'none'}.")
-    projected = fits.filter(pl.col("status") == 3)
-    if len(projected):
-        held = [f"{method_style(m).label} {(projected['method'] == m).sum()}" for m in ordered(projected["method"])]
-        lines.append(f"Indefinite debiased moments, projected: {', '.join(held)}.")
+        if entries or status != ON_BOUND:
+            words = status_words(table)[status].capitalize()
+            lines.append(f"{words}, {treated} the averages: {', '.join(entries) or 'none'}.")
     return " ".join(lines)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
-from hcl_jax.views import as_matrix, as_views, deviations
+from hcl_jax.views import as_matrix, as_views, deviations, real_numbers
 
 Rows = slice | np.ndarray
 """Some of the features: a slice, or their numbers."""
@@ -105,12 +105,14 @@ class SampleCovariance(eqx.Module):
             raise ValueError(
                 f"{name}: has shape {held.shape}; expected {'rows × features' if matrix is None else 'a square matrix'}"
             )
-        if not isinstance(n, jax.core.Tracer) and not 2 <= np.asarray(n).item() < np.inf:
-            raise ValueError(f"n: is {np.asarray(n).item():g}; expected at least 2 samples")
+        count = real_numbers(n, "n:")
+        if count.shape != () or not (isinstance(count, jax.core.Tracer) or 2 <= count.item() < np.inf):
+            said = f"has shape {count.shape}" if count.shape else f"is {n}"
+            raise ValueError(f"n: {said}; expected at least 2 samples, as one number")
         if data is None and not isinstance(held, jax.core.Tracer):
             _check_covariance_matrix(np.asarray(held))
         self.matrix, self.data = (held, None) if data is None else (None, held)
-        self.n = jnp.asarray(n, dtype=held.dtype)
+        self.n = jnp.asarray(count, dtype=held.dtype)
 
     @classmethod
     def from_data(cls, views: Any, *, form: str = "auto") -> "SampleCovariance":
@@ -123,11 +125,12 @@ class SampleCovariance(eqx.Module):
         """
         if form not in ("auto", "matrix", "rows"):
             raise ValueError(f"form: is {form!r}; expected auto, matrix or rows")
-        stacked = as_views(views).stacked()
-        n, d = stacked.shape
+        joined = as_views(views).joined()
+        n, d = joined.shape
         if n < 2:
             raise ValueError(f"views: have {n} row; expected at least 2")
-        rows, _ = deviations(stacked, jnp.ones(n, bool))
+        centred, _ = deviations(joined, np.ones(n, bool) if isinstance(joined, np.ndarray) else jnp.ones(n, bool))
+        rows = jnp.asarray(centred, jax.dtypes.canonicalize_dtype(centred.dtype))  # single precision comes after
         if not isinstance(rows, jax.core.Tracer):
             if not bool(rows.any()):
                 raise ValueError(f"views: all {d} columns are constant; expected some that vary")
@@ -248,6 +251,13 @@ class SampleCovariance(eqx.Module):
         return jnp.pad(jnp.where(visible, values, 0), (0, missing)), jnp.pad(
             self._rows.T @ (left * scale[None, :]), ((0, 0), (0, missing))
         )
+
+
+def check_covariance(covariance: SampleCovariance) -> None:
+    """Raise `ValueError` unless it is a sample covariance."""
+    if not isinstance(covariance, SampleCovariance):
+        kind = type(covariance).__name__
+        raise ValueError(f"covariance: is of type {kind}; expected a SampleCovariance, such as SampleCovariance.from_data(views)")
 
 
 def smallest_noise(covariance: SampleCovariance) -> Float[Array, ""]:

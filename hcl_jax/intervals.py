@@ -10,7 +10,7 @@ covariance.
 One conjugate-gradient solve a quantity, and no d × d matrix but the covariance where it is one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -22,9 +22,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators.estimate import Estimate
+from hcl_jax.estimators.estimate import Estimate, check_problem
 from hcl_jax.fisher import pool
-from hcl_jax.structure import CONVERGED, ON_BOUND, Hierarchy, Structure, as_structure
+from hcl_jax.structure import CONVERGED, ON_BOUND, Hierarchy, Structure, as_structure, whole_number
 from hcl_jax.support import (
     Point,
     Quantity,
@@ -36,7 +36,9 @@ from hcl_jax.support import (
     same_support,
     solve,
     supported_point,
+    without_rotations,
 )
+from hcl_jax.views import real_numbers
 
 VALID, NOT_CONVERGED, INEFFICIENT, BOUNDARY, OUT_OF_CG_STEPS = range(5)
 STATUS_TEXT = {
@@ -86,12 +88,12 @@ def _status(common: Int[Array, ""], solved: Bool[Array, " q"], boundary: Bool[Ar
 
 
 def _normal_quantile(probability: float, dtype: Any) -> Float[Array, ""]:
-    return jax.scipy.stats.norm.ppf(jnp.asarray(probability, dtype))
+    return jax.scipy.special.ndtri(jnp.asarray(probability, dtype))
 
 
 @compiled
 def _delta(quantity: Quantity, point: Point, status: Int[Array, ""], nu: Float[Array, ""], level: float) -> Interval:
-    values, variances, (_, solved) = moments(point, nu, quantity)
+    values, variances, (_, solved) = moments(point, nu, lambda F: jnp.ravel(quantity(F)))
     boundary = jnp.broadcast_to(missing_columns(point).sum() > 0, solved.shape)
     return _symmetric(values, variances, level, _status(status, solved, boundary))
 
@@ -195,15 +197,24 @@ def _truncated(values: Array, errors: Array, cut: Array, level: float) -> tuple[
     return end((1 - level) / 2), end((1 + level) / 2)
 
 
-def _check(level: float, estimate: Estimate, hierarchy: Hierarchy) -> None:
-    if not 0 < level < 1:
+def _check(level: float, estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
+    number = real_numbers(level, "level:")
+    if number.shape != () or not 0 < number < 1:
         raise ValueError(f"level: is {level}; expected a number between 0 and 1")
+    check_problem(covariance, hierarchy)
+    if not isinstance(estimate, Estimate):
+        raise ValueError(f"estimate: is of type {type(estimate).__name__}; expected an Estimate, such as hcl-ml returns")
     if estimate.loadings.shape[-2:] != hierarchy.mask.shape:
         raise ValueError(f"estimate: has loadings of shape {estimate.loadings.shape}; expected {hierarchy.mask.shape}")
 
 
 def _check_rotations(quantity: Quantity, estimate: Estimate, hierarchy: Hierarchy) -> None:
     """Raise `ValueError` if rotating the columns of every structure changes the quantity. (Traced loadings are not checked.)"""
+    if not callable(quantity):
+        raise ValueError(f"quantity: is of type {type(quantity).__name__}; expected a function of the loadings")
+    found = jax.eval_shape(quantity, estimate.loadings)
+    if not isinstance(found, jax.ShapeDtypeStruct) or len(found.shape) > 1 or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"quantity: returns {found}; expected a vector of real numbers, or one of them")
     if isinstance(estimate.loadings, jax.core.Tracer):
         return
     rng = np.random.default_rng(PROBE_SEED)
@@ -227,11 +238,12 @@ def delta_method(
     """Intervals for any rotation-free function of the loadings: variance gᵀ(νH)⁻¹g, g its gradient and H the Fisher operator, the
     noise variances free.
 
-    `quantity` maps d × K loadings to a vector. Valid only where every column that the hierarchy offers stands out of the noise:
-    of a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1), and for a quantity
-    that changes when a structure's columns are rotated. Compiled once for a `quantity`: pass the same function again.
+    `quantity` maps d × K loadings to a vector, or to one number. Valid only where every column that the hierarchy offers stands
+    out of the noise: of a function it is not known where hidden columns enter. Raises `ValueError` for a level outside (0, 1),
+    and for a quantity that changes when a structure's columns are rotated. Compiled once for a `quantity`: pass the same function
+    again.
     """
-    _check(level, estimate, hierarchy)
+    _check(level, estimate, covariance, hierarchy)
     _check_rotations(quantity, estimate, hierarchy)
     return _delta(quantity, *_located(estimate, covariance, hierarchy), covariance.nu, level)
 
@@ -249,7 +261,7 @@ def gram_intervals(
     entry off the diagonal is S_ij with its variance (Σ_iiΣ_jj + Σ_ij²)/ν, which needs no model; on the diagonal, where the noise
     has to be told apart, the status is `BOUNDARY`. Raises `ValueError` for entries that are not pairs of features.
     """
-    _check(level, estimate, hierarchy)
+    _check(level, estimate, covariance, hierarchy)
     pairs = jnp.asarray(_as_entries(entries, hierarchy))
     return _gram(pairs, *_located(estimate, covariance, hierarchy), covariance, level)
 
@@ -280,34 +292,29 @@ def block_norm_intervals(
     would have been detected with probability (1 + level)/2, and columns that may be misplaced. Raises `ValueError` for a block
     that the hierarchy holds at zero.
     """
-    _check(level, estimate, hierarchy)
+    _check(level, estimate, covariance, hierarchy)
     known = _as_blocks(blocks, hierarchy)
     return _block_norms(known, *_located(estimate, covariance, hierarchy), covariance.nu, level)
 
 
 def _as_blocks(blocks: Sequence[tuple[Any, int]], hierarchy: Hierarchy) -> Blocks:
+    pairs = list(blocks) if isinstance(blocks, Iterable) else []
+    if not pairs:
+        raise ValueError(f"blocks: is {blocks!r}; expected at least one pair of a structure and a modality, such as ('12', 1)")
     known = []
-    for s, m in blocks:
+    for pair in pairs:
+        try:
+            s, m = pair
+        except (TypeError, ValueError):
+            raise ValueError(f"blocks: hold {pair!r}; expected pairs of a structure and a modality, such as ('12', 1)") from None
         structure = as_structure(s, hierarchy.n_modalities, "blocks")
-        if structure not in hierarchy.structures or m not in structure:
+        number = whole_number(m)
+        if structure not in hierarchy.structures or number not in structure:
             raise ValueError(
                 f"blocks: ({s!r}, {m!r}) is not a block of the hierarchy; expected a structure of it and one of its modalities"
             )
-        known.append((structure, int(m)))
+        known.append((structure, number))
     return tuple(known)
-
-
-def without_rotations(V: Float[Array, "d K"], loadings: Float[Array, "d K"], same: Bool[Array, "K K"]) -> Float[Array, "d K"]:
-    """V less its part along the rotations FA, A skew-symmetric among columns of the `same` group: where the information is zero.
-
-    In the axes where FᵀF, other groups left out, is diag(λ), the nearest A has A_kl = (FᵀV − VᵀF)_kl/(λ_k + λ_l).
-    """
-    values, axes = jnp.linalg.eigh(jnp.where(same, loadings.T @ loadings, 0))
-    skew = axes.T @ jnp.where(same, loadings.T @ V - V.T @ loadings, 0) @ axes
-    sums = values[:, None] + values[None, :]
-    known = sums > 100 * jnp.finfo(values.dtype).eps * values[-1]
-    A = axes @ jnp.where(known, skew / jnp.where(known, sums, 1), 0) @ axes.T
-    return V - loadings @ jnp.where(same, A, 0)
 
 
 def _loading_variances(point: Point, nu: Float[Array, ""]) -> Float[Array, "d K"]:

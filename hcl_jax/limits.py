@@ -5,21 +5,28 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hcl_jax.covariance import SampleCovariance
+from hcl_jax.compiled import compiled
+from hcl_jax.covariance import SampleCovariance, check_covariance
 from hcl_jax.fisher import FisherOperator, Parameters
 from hcl_jax.metrics import prediction_errors, recovery_errors
-from hcl_jax.model import ResponseTruth, Truth
+from hcl_jax.model import ResponseTruth, Truth, as_truth
 
 
+def _check(truth: Truth, covariance: SampleCovariance) -> None:
+    """Raise `ValueError` unless the two are of these types and have the same features."""
+    as_truth(truth, Truth)
+    check_covariance(covariance)
+    d = truth.hierarchy.n_features
+    if covariance.n_features != d:
+        raise ValueError(f"covariance: has {covariance.n_features} features; expected {d}, as the truth has")
+
+
+@compiled(check=_check)
 def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int = 500) -> tuple[Parameters, Array]:
     """((V, τ), converged): the error of an efficient estimator to first order, the projection of Z = S − Σ on the tangent space.
 
     The projection, in the Fisher form, solves H(V, τ) = −½∇ at the truth: it is one exact Fisher-scoring step from there.
     """
-    if covariance.n_features != truth.loadings.shape[0]:
-        raise ValueError(
-            f"covariance: has {covariance.n_features} features; expected {truth.loadings.shape[0]}, as the truth has"
-        )
     operator = FisherOperator(truth.loadings, truth.noise_variance, truth.hierarchy, truth.noise)
     right = operator.minus_half_gradient(covariance.product(operator.image()), covariance.variances())
     tolerance = 1e-9 if truth.loadings.dtype == jnp.float64 else 1e-4
@@ -29,6 +36,7 @@ def efficient_error(truth: Truth, covariance: SampleCovariance, max_steps: int =
     return solution, size[0] <= 10 * tolerance * size[1]
 
 
+@compiled(check=_check)
 def cramer_rao(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
     """`cramer-rao`: every metric of `recovery_errors` for an efficient estimator on this draw, as f(Λ + hV, Λ)/h with a small h.
 
@@ -44,6 +52,7 @@ def cramer_rao(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
     return limits | {"status": status, "steps": jnp.ones((), int)}
 
 
+@compiled(check=_check)
 def detection(truth: Truth, covariance: SampleCovariance) -> dict[str, Array]:
     """`detection`: how many of the K signal eigenvalues can be seen, with ν degrees of freedom.
 
@@ -68,9 +77,8 @@ def bayes(truth: Truth, covariance: SampleCovariance | None = None) -> dict[str,
 
     Raises `ValueError` for a truth without a response.
     """
-    if not isinstance(truth, ResponseTruth):
-        raise ValueError("truth: has no response; expected a ResponseTruth for the limit of prediction")
-    best = prediction_errors(truth.conditional_mean(), jnp.zeros((), truth.loadings.dtype), truth)
+    known = as_truth(truth, ResponseTruth)
+    best = prediction_errors(known.conditional_mean(), jnp.zeros((), known.loadings.dtype), known)
     return best | {"status": jnp.zeros((), int), "steps": jnp.zeros((), int)}
 
 

@@ -1,6 +1,7 @@
 """Errors of aligned loadings, of predictions and of their coefficients (theory: Sections 4 and 5). Arrays in, scalars out."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from hcl_jax.compiled import compiled
 from hcl_jax.fisher import noise_by_feature
 from hcl_jax.linalg import spectral_norm, triangle
 from hcl_jax.model import ResponseTruth
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
+from hcl_jax.views import real_numbers
 
 
 def frobenius_norm(matrix: Float[Array, "a b"]) -> Float[Array, ""]:
@@ -54,10 +56,7 @@ def _by_modality(loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[A
     return jnp.stack([jnp.pad(block, ((0, longest - block.shape[0]), (0, 0))) for block in blocks])
 
 
-@compiled
-def recovery_errors(
-    loadings_hat: Float[Array, "d K_hat"], hierarchy_hat: Hierarchy, loadings: Float[Array, "d K"], hierarchy: Hierarchy
-) -> dict[str, Array]:
+def recovery_errors(loadings_hat: Any, hierarchy_hat: Hierarchy, loadings: Any, hierarchy: Hierarchy) -> dict[str, Array]:
     """Every recovery error of an estimate, on the union U of the fitted and the true hierarchy (absent columns are zero).
 
     | name | definition | shape |
@@ -71,11 +70,23 @@ def recovery_errors(
     An estimate without the zero pattern is aligned globally and then masked, except in the blocks that are zero in truth: their
     errors are those of the aligned, unmasked estimate, which is the only place where leakage into them can be seen.
 
-    Raises `ValueError` for loadings of another shape than their hierarchy, and for hierarchies of unlike dims.
+    Raises `ValueError` for loadings that are no real numbers or have another shape than their hierarchy, and for hierarchies of
+    unlike dims. Loadings that are not finite are a result, and so are their errors.
     """
-    for name, held, own in (("loadings_hat", loadings_hat, hierarchy_hat), ("loadings", loadings, hierarchy)):
-        if held.shape != own.mask.shape:
-            raise ValueError(f"{name}: have shape {held.shape}; expected {own.mask.shape}, those of their hierarchy")
+    fitted, true = as_hierarchy(hierarchy_hat, "hierarchy_hat"), as_hierarchy(hierarchy)
+    if fitted.dims != true.dims:
+        raise ValueError(f"hierarchy_hat: has dims {fitted.dims}; expected {true.dims}, as the true one has")
+    held = [real_numbers(loadings_hat, "loadings_hat:"), real_numbers(loadings, "loadings:")]
+    for name, matrix, own in zip(("loadings_hat", "loadings"), held, (fitted, true), strict=True):
+        if matrix.shape != own.mask.shape:
+            raise ValueError(f"{name}: have shape {matrix.shape}; expected {own.mask.shape}, those of their hierarchy")
+    return _recovery_errors(jnp.asarray(held[0]), fitted, jnp.asarray(held[1]), true)
+
+
+@compiled
+def _recovery_errors(
+    loadings_hat: Float[Array, "d K_hat"], hierarchy_hat: Hierarchy, loadings: Float[Array, "d K"], hierarchy: Hierarchy
+) -> dict[str, Array]:
     union = hierarchy_hat.union(hierarchy)
     estimate, target = place_columns(loadings_hat, hierarchy_hat, union), place_columns(loadings, hierarchy, union)
     aligned = align_globally(estimate, target)
@@ -96,11 +107,6 @@ def recovery_errors(
         lambda *pair: jax.lax.map(lambda both: gram_error(*both), pair), union, *blocks
     )
     return errors
-
-
-def block_is_zero(hierarchy: Hierarchy) -> np.ndarray:
-    """structures × M booleans: the blocks that the hierarchy holds at zero."""
-    return np.array([[m not in s for m in hierarchy.modalities] for s in hierarchy.structures])
 
 
 def symmetric_percentage_error(covariance: Float[Array, "2 2"], offset: Float[Array, ""]) -> Float[Array, ""]:
@@ -154,6 +160,7 @@ def prediction_errors(coefficients: Float[Array, " d"], intercept: Float[Array, 
     }
 
 
+@compiled
 def coefficient_errors(
     coefficients: Float[Array, " K"], loadings: Float[Array, "d K"], hierarchy: Hierarchy, truth: ResponseTruth
 ) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """The hierarchical model (theory: Section 1, eq. 1), and draws from it. The truth comes with the data."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from hcl_jax.covariance import SampleCovariance
+from hcl_jax.compiled import compiled
+from hcl_jax.covariance import SampleCovariance, check_covariance
 from hcl_jax.fisher import check_noise, noise_by_feature
 from hcl_jax.structure import Hierarchy, Structure, as_hierarchy
-from hcl_jax.views import as_key, by_feature, check_count
+from hcl_jax.views import as_key, by_feature, check_count, real_numbers
 
 T_DEGREES = 10.0  # scaled t latents: finite moments up to the ninth
 
@@ -22,7 +24,8 @@ class Truth(eqx.Module):
     """What a study knows and an estimator must find: Λ (d × K, with the hierarchy's zero pattern) and the noise variance, σ² or
     one ψ_j for each feature; `noise` says which features are known to share it, for the limits.
 
-    Raises `ValueError` for an unknown kind of noise, and for a noise variance that is neither one number nor d of them.
+    Raises `ValueError` for an unknown kind of noise, loadings that are not d × K, and a noise variance that is neither one number
+    nor d of them.
     """
 
     loadings: Float[Array, "d K"]
@@ -30,8 +33,19 @@ class Truth(eqx.Module):
     hierarchy: Hierarchy = eqx.field(static=True)
     noise: str = eqx.field(static=True, default="shared", kw_only=True)
 
+    def __post_init__(self):  # which mapped trees, whose leaves may be anything, do not pass through
+        d = as_hierarchy(self.hierarchy).n_features
+        if isinstance(self.loadings, Array | np.ndarray | list):
+            self.loadings = jnp.asarray(real_numbers(self.loadings, "loadings:"))
+        if isinstance(self.loadings, Array) and not isinstance(self.noise_variance, Array | None):
+            by_feature(self.noise_variance, d, self.loadings.dtype)
+            self.noise_variance = jnp.asarray(self.noise_variance, self.loadings.dtype)
+
     def __check_init__(self):
         check_noise(self.noise)
+        expected = (self.hierarchy.n_features, self.hierarchy.n_factors)
+        if isinstance(self.loadings, Array) and self.loadings.shape[-2:] != expected:
+            raise ValueError(f"loadings: have shape {self.loadings.shape}; expected {expected}, that of their hierarchy")
         if not isinstance(self.noise_variance, Array):  # a tree of something else, such as the axes of a vmap
             return
         if self.noise == "shared" and self.noise_variance.ndim:
@@ -77,6 +91,16 @@ class ResponseTruth(Truth):
         """(LᵀL + σ²I)⁻¹β, L and σ² those of equal noise."""
         L, noise, _ = self.in_equal_noise()
         return jnp.linalg.solve(L.T @ L + noise * jnp.eye(L.shape[1], dtype=L.dtype), self.coefficients)
+
+
+Kind = TypeVar("Kind", bound=Truth)
+
+
+def as_truth(value: Any, kind: type[Kind]) -> Kind:
+    """The truth, of that kind. Raises `ValueError` for anything else."""
+    if not isinstance(value, kind):
+        raise ValueError(f"truth: is of type {type(value).__name__}; expected a {kind.__name__} of loadings and noise variance")
+    return value
 
 
 def _sample_frame(key: Key[Array, ""], dim: int, rank: int, dtype: DTypeLike) -> Float[Array, "dim rank"]:
@@ -136,6 +160,7 @@ def sample_coefficients(
 
 def sample_response(key: Key[Array, ""], truth: ResponseTruth, z: Float[Array, "n K"]) -> Float[Array, " n"]:
     """y = βᵀz + e for rows with latent factors z."""
+    as_truth(truth, ResponseTruth)
     noise = jr.normal(as_key(key, "to draw the noise"), (z.shape[0],), z.dtype)
     return z @ truth.coefficients + jnp.sqrt(truth.response_noise_variance) * noise
 
@@ -147,7 +172,8 @@ def sample_rows_given_covariance(key: Key[Array, ""], covariance: SampleCovarian
     So that methods that see rows and methods that see covariances share a draw.
     """
     key = as_key(key, "to draw the rows")
-    check_count(n_samples, "n_samples", 2)
+    check_covariance(covariance)
+    check_count(n_samples, "n_samples", max(2, covariance.n_features if covariance.data is None else covariance.data.shape[0]))
     if covariance.data is not None:
         held = covariance.data
     else:
@@ -173,7 +199,7 @@ LATENT_LAWS: dict[str, Callable[[Key[Array, ""], tuple[int, ...], DTypeLike], Ar
 
 def check_latent(latent: str) -> None:
     """Raise `ValueError` unless the name is one of `LATENT_LAWS`."""
-    if latent not in LATENT_LAWS:
+    if not isinstance(latent, str) or latent not in LATENT_LAWS:
         raise ValueError(f"latent: unknown law {latent!r}; expected one of {', '.join(LATENT_LAWS)}")
 
 
@@ -184,6 +210,7 @@ def sample_observations(
 
     Raises `ValueError` when `latent` is not one of `LATENT_LAWS`.
     """
+    as_truth(truth, Truth)
     check_latent(latent)
     check_count(n_samples, "n_samples", 1)
     k_latent, k_noise = jr.split(as_key(key, "to draw the rows"))
@@ -228,9 +255,12 @@ def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: int | float 
 
     Raises `ValueError` when n − 1 is below d: draw with `sample_factored_covariance` there.
     """
+    as_truth(truth, Truth)
     d, dtype = truth.loadings.shape[0], truth.loadings.dtype
-    if not isinstance(n, jax.core.Tracer) and not float(n) - 1 >= d:
-        raise ValueError(f"n: is {float(n):g}; expected at least {d + 1}, one more than the number of features")
+    count = real_numbers(n, "n:")
+    if count.shape != () or not (isinstance(count, jax.core.Tracer) or d + 1 <= count.item() < np.inf):
+        said = f"has shape {count.shape}" if count.shape else f"is {n}"
+        raise ValueError(f"n: {said}; expected at least {d + 1}, one more than the number of features")
     k_normal, k_chi = jr.split(as_key(key, "to draw the covariance"))
     nu = jnp.asarray(n, dtype) - 1
     chi = jnp.sqrt(2 * jr.gamma(k_chi, (nu - jnp.arange(d, dtype=dtype)) / 2, dtype=dtype))
@@ -243,6 +273,7 @@ def sample_factored_covariance(key: Key[Array, ""], truth: Truth, n_samples: int
 
     Raises `ValueError` when `n_samples` is below 2.
     """
+    as_truth(truth, Truth)
     check_count(n_samples, "n_samples", 2)
     rows, _ = sample_observations(key, truth, n_samples - 1)
     return SampleCovariance(data=rows, n=n_samples)
@@ -256,13 +287,18 @@ def sample_data_covariance(
     n may be traced: the number of chunks is decided when the program runs, and the last one is cut by zero weights.
     Raises `ValueError` when `latent` is not one of `LATENT_LAWS`.
     """
+    as_truth(truth, Truth)
     check_latent(latent)
     check_count(chunk, "chunk", 1)
     if not isinstance(n, jax.core.Tracer):
         check_count(n, "n", 2)
-    key = as_key(key, "to draw the rows")
+    n = jnp.asarray(n, truth.loadings.dtype)
+    return SampleCovariance(_covariance_by_chunks(as_key(key, "to draw the rows"), truth, n, latent, int(chunk)), n=n)
+
+
+@compiled
+def _covariance_by_chunks(key: Key[Array, ""], truth: Truth, n: Float[Array, ""], latent: str, chunk: int) -> Float[Array, "d d"]:
     d, dtype = truth.loadings.shape[0], truth.loadings.dtype
-    n = jnp.asarray(n, dtype)
 
     def accumulate(i, sums):
         total, outer = sums
@@ -273,4 +309,4 @@ def sample_data_covariance(
 
     n_chunks = jnp.ceil(n / chunk).astype(jnp.int32)
     total, outer = jax.lax.fori_loop(0, n_chunks, accumulate, (jnp.zeros(d, dtype), jnp.zeros((d, d), dtype)))
-    return SampleCovariance((outer - jnp.outer(total, total) / n) / (n - 1), n=n)
+    return (outer - jnp.outer(total, total) / n) / (n - 1)

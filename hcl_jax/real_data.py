@@ -25,6 +25,7 @@ TEST_SHARE = 0.2
 class RealTruth:
     """Loadings and noise variance fitted to real data, and how well they describe samples that the fit has not seen.
 
+    One noise variance for all features, as the cells of a study have it; which columns there are was found with one a view.
     `held_out` is the mean log-likelihood per sample of a fifth of the samples, under a fit to the others;
     `held_out_independent` is that of independent features, for comparison. `status` is that of the fit to all samples.
     """

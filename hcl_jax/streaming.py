@@ -1,10 +1,11 @@
 """The sample covariance of more rows than memory holds: one pass over chunks of rows, and partial sums that combine."""
 
 import glob
-import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import polars as pl
 from jaxtyping import Float
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.views import real_numbers
+from hcl_jax.structure import whole_number
+from hcl_jax.views import Views, as_views, check_count, real_numbers
 
 MEMORY = 256 * 2**20  # bytes of rows at a time
 LARGEST_BLOCK = 4096  # rows: products of more are no faster, and no longer in the cache where there are some hundred features
@@ -67,7 +69,8 @@ class CovarianceSums:
 
 
 class CovarianceAccumulator:
-    """Takes chunks of rows, a list of views each, and holds their `CovarianceSums`: O(d²) memory beside one block of rows.
+    """Takes chunks of rows, a list or a dictionary of views each, and holds their `CovarianceSums`: O(d²) memory beside one block
+    of rows.
 
     Rows gather in a block that is shifted as they come in; a full block is multiplied with itself in the precision of the rows,
     and blocks are added up in float64. Chunks may be of any size: the sums do not depend on it, not by a bit.
@@ -92,36 +95,43 @@ class CovarianceAccumulator:
         dims: Sequence[int],
         dtype: np.dtype | type = np.float32,
         *,
-        shift: Float[np.ndarray, " d"] | None = None,
+        shift: Any = None,
         block_rows: int | None = None,
         memory: int = MEMORY,
         first_row: int = 0,
     ):
-        if not dims or min(dims) < 1:
-            raise ValueError(f"dims: is {tuple(dims)}; expected the positive number of features of each view")
-        d, self._dtype = sum(dims), np.result_type(dtype, np.float32)
+        sizes = [whole_number(dim) or 0 for dim in dims] if isinstance(dims, Iterable) else []
+        if min(sizes, default=0) < 1:
+            raise ValueError(f"dims: is {dims!r}; expected the positive number of features of each view")
+        d, self._dtype = sum(sizes), np.result_type(dtype, np.float32)
         if self._dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype: is {np.dtype(dtype)}; expected real numbers of at most 64 bits")
-        rows = min(LARGEST_BLOCK, memory // (d * self._dtype.itemsize)) if block_rows is None else block_rows
+        check_count(memory, "memory", 1)
+        if block_rows is not None:
+            check_count(block_rows, "block_rows", 1)
+        rows = int(min(LARGEST_BLOCK, memory // (d * self._dtype.itemsize)) if block_rows is None else block_rows)
         if rows < 1:
-            name, value = ("memory", memory) if block_rows is None else ("block_rows", block_rows)
-            raise ValueError(f"{name}: is {value}; expected room for at least one row of {d} features")
-        if shift is not None and (shift.shape != (d,) or not np.isfinite(shift).all()):
-            raise ValueError(f"shift: has shape {shift.shape}; expected {d} finite numbers")
-        self._columns = [slice(start, stop) for start, stop in pairwise(np.cumsum([0, *dims]).tolist())]
+            raise ValueError(f"memory: is {memory}; expected room for at least one row of {d} features")
+        origin = None if shift is None else np.asarray(real_numbers(shift, "shift:"))
+        if origin is not None and (origin.shape != (d,) or not np.isfinite(origin).all()):
+            raise ValueError(f"shift: has shape {origin.shape}; expected {d} finite numbers")
+        self._columns = [slice(start, stop) for start, stop in pairwise(np.cumsum([0, *sizes]).tolist())]
         self._block, self._product = np.empty((rows, d), self._dtype), np.empty((d, d), self._dtype)
         self._filled, self._n, self._first_row = 0, 0, first_row
-        self._shift = None if shift is None else shift.astype(self._dtype)
+        self._shift = None if origin is None else origin.astype(self._dtype)
+        self._names: list[Sequence[str]] | None = None
         self._total, self._outer = np.zeros(d), np.zeros((d, d))
 
-    def update(self, views: Sequence[Any]) -> None:
-        """Take in a chunk: the next rows of every view.
+    def update(self, views: Any) -> None:
+        """Take in a chunk: the next rows of every view, in a list or a dictionary by name of what `as_views` takes.
 
-        Raises `ValueError` that names the view when its rows are fewer, or its features others, than expected, or when it holds
-        values that are not finite.
+        Raises `ValueError` that names the view when its rows are fewer, or its features others, than expected, when views or
+        features have other names than in the first chunk, or when a view holds values that are not finite.
         """
-        arrays = _arrays(views)
+        chunk = _as_chunk(views, "views")
+        arrays = [np.asarray(matrix) for matrix in chunk.matrices]
         rows = self._check(arrays)
+        self._check_names([chunk.names, *chunk.feature_names])
         taken = 0
         while taken < rows:
             size = min(rows - taken, len(self._block) - self._filled)
@@ -158,6 +168,15 @@ class CovarianceAccumulator:
             raise ValueError(f"views: view {short} ends before row {end}; expected {more} rows or more, as view {long} has")
         return lengths[0]
 
+    def _check_names(self, names: list[Sequence[str]]) -> None:
+        """That the names of the views, and of the features of each, are those of the first chunk."""
+        self._names = self._names or names
+        for m, (held, expected) in enumerate(zip(names, self._names, strict=True)):
+            if held != expected:
+                one, other = next(pair for pair in zip(held, expected, strict=True) if pair[0] != pair[1])
+                what = f"view {m} has a feature" if m else "one is"
+                raise ValueError(f"views: {what} named {one!r}; expected {other!r} in its place, as in the first chunk")
+
     def _flush(self) -> None:
         """Add the rows of the block to the sums."""
         if not self._filled:
@@ -186,40 +205,61 @@ class CovarianceAccumulator:
         return f"{where} NaN or infinite values; expected finite numbers"
 
 
-def _arrays(views: Sequence[Any]) -> list[np.ndarray]:
-    """The views as they are where they are arrays of real numbers, files that are mapped into memory among them; else copies."""
-    return [
-        view
-        if type(view) in (np.ndarray, np.memmap) and view.dtype.kind in "fiub"
-        else np.asarray(real_numbers(view, f"views: view {m}"))
-        for m, view in enumerate(views, start=1)
-    ]
+@cache
+def _numbered(dim: int) -> tuple[str, ...]:
+    """The names of features without names."""
+    return tuple(map(str, range(dim)))
+
+
+def _is_plain(view: Any) -> bool:
+    """Whether this is an array to be taken as it is, perhaps of no rows, or mapped into memory: sums check values."""
+    of_numbers = type(view) in (np.ndarray, np.memmap) or isinstance(view, jax.Array)
+    return of_numbers and view.dtype.kind in "fiub" and view.ndim == 2 and view.shape[1] > 0
+
+
+def _as_chunk(chunk: Any, argument: str) -> Views:
+    """The views of a chunk: plain arrays as they are, anything else as `as_views` reads it."""
+    if isinstance(chunk, Views):
+        return chunk
+    if not isinstance(chunk, Iterable) or isinstance(chunk, (str, bytes)) or hasattr(chunk, "__array__"):
+        shape = f" of shape {tuple(chunk.shape)}" if hasattr(chunk, "shape") else ""
+        raise ValueError(
+            f"{argument}: one is of type {type(chunk).__name__}{shape}; expected every chunk as a list or a dictionary of views, "
+            "the next rows of each"
+        )
+    by_name = dict(chunk) if isinstance(chunk, Mapping) else None
+    views = list(chunk if by_name is None else by_name.values())
+    if not views or not all(map(_is_plain, views)):
+        return as_views(iter(views) if by_name is None else by_name)  # no list, which may be the rows of one matrix
+    names = map(str, by_name or (f"view {m}" for m in range(1, len(views) + 1)))
+    return Views(tuple(views), tuple(names), tuple(_numbered(view.shape[1]) for view in views))
 
 
 def accumulate(
-    chunks: Iterable[Sequence[Any]],
+    chunks: Iterable[Any],
     *,
-    shift: Float[np.ndarray, " d"] | None = None,
+    shift: Any = None,
     block_rows: int | None = None,
     memory: int = MEMORY,
 ) -> CovarianceSums:
-    """The sums over chunks of rows, a list of views each, of which only one is held at a time.
+    """The sums over chunks of rows, a list or a dictionary of views each, of which only one is held at a time.
 
-    Options and errors are those of `CovarianceAccumulator`; dimensions and dtype those of the first chunk.
+    A view is what `as_views` takes; names of views and features are the same in all chunks. Options and errors are those of
+    `CovarianceAccumulator`; dimensions and dtype those of the first chunk.
 
     >>> rng = np.random.default_rng(0)
     >>> chunks = ([rng.normal(size=(500, 3)), rng.normal(size=(500, 2))] for _ in range(20))
     >>> accumulate(chunks).covariance().n_features
     5
     """
+    if not isinstance(chunks, Iterable):
+        raise ValueError(f"chunks: is {chunks!r}; expected chunks of rows, a list or a dictionary of views each")
     accumulator = None
     for chunk in chunks:
-        views = _arrays(chunk)
-        if not views:
-            raise ValueError("chunks: one holds no view; expected a list of arrays, one a view")
+        views = _as_chunk(chunk, "chunks")
         if accumulator is None:
-            dims, dtype = [math.prod(view.shape[1:]) for view in views], np.result_type(*views)
-            accumulator = CovarianceAccumulator(dims, dtype, shift=shift, block_rows=block_rows, memory=memory)
+            dtype = np.result_type(*[matrix.dtype for matrix in views.matrices])
+            accumulator = CovarianceAccumulator(views.dims, dtype, shift=shift, block_rows=block_rows, memory=memory)
         accumulator.update(views)
     if accumulator is None:
         raise ValueError("chunks: are none; expected at least one")
@@ -227,10 +267,10 @@ def accumulate(
 
 
 def accumulate_npy(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     *,
     rows: slice = slice(None),
-    shift: Float[np.ndarray, " d"] | None = None,
+    shift: Any = None,
     block_rows: int | None = None,
     memory: int = MEMORY,
 ) -> CovarianceSums:
@@ -245,8 +285,9 @@ def accumulate_npy(
     Other options are those of `CovarianceAccumulator`. Raises `ValueError` that names the file, before anything is computed, when
     one is missing, is no matrix of numbers or has fewer rows than another; else as the accumulator does.
     """
-    views = [_map_npy(path) for path in paths]
-    first, last = _selected(rows, _common_length([len(view) for view in views], [str(path) for path in paths]))
+    files = _as_paths(paths)
+    views = [_map_npy(path) for path in files]
+    first, last = _selected(rows, _common_length([len(view) for view in views], [str(path) for path in files]))
     accumulator = CovarianceAccumulator(
         [view.shape[1] for view in views],
         np.result_type(*views),
@@ -260,11 +301,11 @@ def accumulate_npy(
 
 
 def accumulate_parquet(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     columns: Sequence[Sequence[str] | None] | None = None,
     *,
     rows: slice = slice(None),
-    shift: Float[np.ndarray, " d"] | None = None,
+    shift: Any = None,
     block_rows: int | None = None,
     memory: int = MEMORY,
 ) -> CovarianceSums:
@@ -277,6 +318,7 @@ def accumulate_parquet(
 
     Other options are those of `CovarianceAccumulator`; errors are those of `accumulate_npy`. A missing value counts as NaN.
     """
+    paths = _as_paths(paths)
     if columns is not None and len(columns) != len(paths):
         raise ValueError(f"columns: has lists for {len(columns)} views; expected {len(paths)}, one for each of the paths")
     wanted = columns or [None] * len(paths)
@@ -286,7 +328,7 @@ def accumulate_parquet(
     dims = [len(frame.collect_schema()) for frame in frames]
     dtype = np.result_type(*[frame.clear().collect().to_numpy() for frame in frames])
     accumulator = CovarianceAccumulator(dims, dtype, shift=shift, block_rows=block_rows, memory=memory, first_row=first)
-    at_a_time = max(1, memory // (2 * sum(dims) * dtype.itemsize))  # as columns of polars and as a matrix
+    at_a_time = max(1, int(memory) // (2 * sum(dims) * dtype.itemsize))  # as columns of polars and as a matrix
     for start in range(first, last, at_a_time):
         pieces = [frame.slice(start, min(at_a_time, last - start)) for frame in frames]
         accumulator.update([_collected(piece, path).to_numpy() for piece, path in zip(pieces, paths, strict=True)])
@@ -302,6 +344,16 @@ def row_ranges(n_rows: int, parts: int) -> list[slice]:
     if not 1 <= parts <= n_rows:
         raise ValueError(f"parts: is {parts}; expected from 1 to {n_rows}, the number of rows")
     return [slice(start, stop) for start, stop in pairwise(n_rows * part // parts for part in range(parts + 1))]
+
+
+def _as_paths(paths: Any) -> list[str | Path]:
+    """The file of each view; one path is that of one view."""
+    several = isinstance(paths, Iterable) and not isinstance(paths, str)
+    given: list[Any] = list(paths) if several else [paths]
+    for path in given:
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"paths: {path!r} is no path; expected the file of each view")
+    return given
 
 
 def _map_npy(path: str | Path) -> np.ndarray:
@@ -374,7 +426,7 @@ def _common_length(lengths: Sequence[int], names: Sequence[str]) -> int:
 
 def _selected(rows: slice, n_rows: int) -> tuple[int, int]:
     """Where the range starts and stops."""
-    first, last, step = rows.indices(n_rows)
+    first, last, step = rows.indices(n_rows) if isinstance(rows, slice) else (0, 0, 1)
     if step != 1 or last <= first:
         raise ValueError(f"rows: is {rows}; expected a range of at least one of the {n_rows} rows, and step 1")
     return first, last

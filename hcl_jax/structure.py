@@ -13,6 +13,10 @@ Structure = tuple[int, ...]
 CONVERGED, OUT_OF_STEPS, NON_FINITE, ON_BOUND = 0, 1, 2, 3
 """The statuses of whatever is fitted: at its end; stopped by its number of steps; not finite; at its end, where a bound or a
 projection decided part of the answer (each result says which)."""
+STATUS_WORDS = {NON_FINITE: "non-finite", OUT_OF_STEPS: "out of steps", ON_BOUND: "with a noise variance on its bound"}
+"""The same in words, of the fits in a count: "2 non-finite"."""
+PREDICTION_STATUS_WORDS = STATUS_WORDS | {ON_BOUND: f"{STATUS_WORDS[ON_BOUND]} or an indefinite moment projected"}
+"""Of predictions, whose status is the worse of their fit's and their regression's."""
 
 
 def _canonical_order(structure: Structure) -> tuple[int, Structure]:

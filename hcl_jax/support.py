@@ -21,7 +21,9 @@ from hcl_jax.structure import Hierarchy, Structure
 
 CG_TOLERANCE, CG_STEPS = 1e-6, 300
 STEP_TOLERANCE, STEP_CG_STEPS = 1e-3, 50  # of the solves on the way to the maximum
-DECREMENT = 1e-4  # twice the log-likelihood still to gain at which the maximum is reached: a hundredth of a standard error
+DECREMENT = {"float64": 1e-4, "float32": 1e-2}
+"""Twice the log-likelihood still to gain at which the maximum is reached: a hundredth of a standard error, and a tenth in single
+precision, which holds no more of it."""
 SCORING_STEPS = 60
 SOLVES_TOGETHER = 16
 EDGE_QUANTILE = 4.36  # the 99.99 % quantile of the Tracy–Widom law of real matrices: a hierarchy may offer a hundred columns
@@ -98,15 +100,28 @@ def _maximum(covariance: SampleCovariance, start: Point) -> tuple[Point, Bool[Ar
         decrement = covariance.nu * _dot(at.gradient, (V, change))
         return kept, decrement, jnp.where(better, jnp.minimum(1, 2 * t), t / 4), i + 1
 
-    one = jnp.ones((), start.loadings.dtype)
+    one, enough = jnp.ones((), start.loadings.dtype), DECREMENT[start.loadings.dtype.name]
     state = (start, jnp.inf * one, one, 0)
-    at, decrement, _, _ = jax.lax.while_loop(lambda s: ~(s[1] <= DECREMENT) & (s[3] < SCORING_STEPS), step, state)
-    return at, decrement <= DECREMENT
+    at, decrement, _, _ = jax.lax.while_loop(lambda s: ~(s[1] <= enough) & (s[3] < SCORING_STEPS), step, state)
+    return at, decrement <= enough
 
 
 def same_support(support: Bool[Array, "M K"]) -> Bool[Array, "K K"]:
     """Which columns are seen by the same views, and so free to rotate into each other."""
     return (support[:, :, None] == support[:, None, :]).all(axis=0)
+
+
+def without_rotations(V: Float[Array, "d K"], loadings: Float[Array, "d K"], same: Bool[Array, "K K"]) -> Float[Array, "d K"]:
+    """V less its part along the rotations FA, A skew-symmetric among columns of the `same` group: where the information is zero.
+
+    In the axes where FᵀF, other groups left out, is diag(λ), the nearest A has A_kl = (FᵀV − VᵀF)_kl/(λ_k + λ_l).
+    """
+    values, axes = jnp.linalg.eigh(jnp.where(same, loadings.T @ loadings, 0))
+    skew = axes.T @ jnp.where(same, loadings.T @ V - V.T @ loadings, 0) @ axes
+    sums = values[:, None] + values[None, :]
+    known = sums > 100 * jnp.finfo(values.dtype).eps * values[-1]
+    A = axes @ jnp.where(known, skew / jnp.where(known, sums, 1), 0) @ axes.T
+    return V - loadings @ jnp.where(same, A, 0)
 
 
 def _in_axes_of(gram: Float[Array, "K K"], point: Point) -> Float[Array, "d K"]:
@@ -214,9 +229,11 @@ def moments(
 ) -> tuple[Float[Array, " q"], Float[Array, " q"], tuple[Float[Array, "q d K"], Bool[Array, " q"]]]:
     """(values, variances gᵀ(νH)⁻¹g, (the (νH)⁻¹g along the loadings, whether each solve converged)), g the gradients."""
     values, pull_back = jax.vjp(quantity, point.loadings)
+    same = same_support(point.support)
 
     def solved(direction: Float[Array, " q"]):
-        right = (jnp.where(point.rows, pull_back(direction)[0], 0), jnp.zeros_like(point.noise))
+        gradient = jnp.where(point.rows, pull_back(direction)[0], 0)
+        right = (without_rotations(gradient, point.loadings, same), jnp.zeros_like(point.noise))  # rounding left of them grows
         V, change = solve(point, right)
         left = point.fisher.product((V, change))
         residual = jnp.linalg.norm(jnp.where(point.rows, left[0], 0) - right[0])

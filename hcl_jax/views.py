@@ -27,6 +27,7 @@ Held = TypeVar("Held", bound=Numbers)
 UNREADABLE = (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 """What numpy raises for a file that is not .npz, or is cut short."""
 LISTED = 5
+ROUNDED = 0.01  # of a standard deviation may be lost to rounding when numbers go to a narrower precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,27 @@ class Views:
     def n_samples(self) -> int:
         return int(self.matrices[0].shape[0])
 
+    def joined(self) -> Numbers:
+        """All views side by side: NumPy's, with all the digits that came, where all of them are; JAX's otherwise."""
+        if all(isinstance(matrix, np.ndarray) for matrix in self.matrices):
+            return np.concatenate(self.matrices, axis=1)
+        return self.stacked()
+
     def stacked(self) -> Float[Array, "n d"]:
-        """All views side by side, in the widest of their precisions that JAX has."""
+        """All views side by side, in the widest of their precisions that JAX has. Raises `ValueError` where that is narrower than
+        they came in, and too narrow for how some column varies about its mean."""
         dtype = jax.dtypes.canonicalize_dtype(np.result_type(*[np.dtype(matrix.dtype) for matrix in self.matrices]))
+        for name, matrix in zip(self.names, self.matrices, strict=True):
+            if isinstance(matrix, np.ndarray) and np.finfo(matrix.dtype).eps < np.finfo(dtype).eps:
+                _, means, spreads = centred(matrix)
+                lost = (spreads > 0) & (np.finfo(dtype).eps * np.abs(means) > ROUNDED * spreads)
+                if lost.any():
+                    column = int(lost.argmax())
+                    raise ValueError(
+                        f"views: {name}: column {column} has mean {means[column]:.3g} and standard deviation "
+                        f"{spreads[column]:.3g}, which {dtype} does not hold; expected columns that are nearer to 0, or "
+                        'jax.config.update("jax_enable_x64", True)'
+                    )
         return jnp.concatenate([jnp.asarray(matrix, dtype) for matrix in self.matrices], axis=1)
 
 

@@ -49,7 +49,7 @@ from hcl_jax.experiments.downstream import SUPERVISED
 from hcl_jax.experiments.methods import check_methods, estimator, is_estimator
 from hcl_jax.experiments.store import write_bytes
 from hcl_jax.prediction import Classifier, fold_of_rows, posterior_mean_scores, softmax_regression
-from hcl_jax.structure import structure_name
+from hcl_jax.structure import NON_FINITE, structure_name
 from hcl_jax.views import load_views, standardise
 
 PROGRAM = "real_prediction.py"
@@ -441,7 +441,7 @@ def summary(accuracy: pl.DataFrame) -> pl.DataFrame:
                 "log_loss": group["log_loss"].mean(),
                 "dimension": group["dimension"][0],
                 "seconds": group["seconds"].median(),
-                "non_finite": int((group["status"] == 2).sum()),
+                "non_finite": int((group["status"] == NON_FINITE).sum()),
             }
         )
     table = pl.DataFrame(rows, infer_schema_length=None).sort("accuracy", descending=True)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from helpers import LATTICE, PUBLISHED, assert_at_most, equations, numpy_loadings, population, problem
 
-from hcl_jax import ESTIMATORS, Hierarchy, Truth
+from hcl_jax import ESTIMATORS, LIMITS, Hierarchy, Truth, sample_data_covariance, sample_wishart_covariance
 from hcl_jax.baselines import BASELINES
 from hcl_jax.baselines.hnn import HnnConfig
 from hcl_jax.baselines.sjive import SjiveConfig
 from hcl_jax.compiled import PROGRAMS, compiled
+from hcl_jax.prediction import FoldMoments, group_lasso, group_relevance, least_squares, ridge, softmax_regression
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
@@ -118,6 +119,35 @@ def entries():
 def test_the_second_call_of_an_entry_compiles_nothing(name):
     first, second = call(name, 0), call(name, 1)
     jax.block_until_ready(first())
+    with compilations() as seconds:
+        jax.block_until_ready(second())
+    assert not seconds
+
+
+def tools(seed):
+    """Calls of what is neither an estimator nor a baseline as at the prompt, on data, and with numbers, of the seed."""
+    truth, S = problem(SMALL, seed)
+    key, rng, noise_gram = jr.key(seed), np.random.default_rng(seed), (0.1 + seed) * np.eye(3)
+    z, y = rng.standard_normal((40, 3)), rng.standard_normal(40)
+    moments, labels = FoldMoments.from_rows(z, y), np.arange(40) % 2
+    return {
+        "sample_wishart_covariance": partial(sample_wishart_covariance, key, truth, 50 + seed),
+        "sample_data_covariance": partial(sample_data_covariance, key, truth, 50 + seed),
+        "sample_data_covariance-t": partial(sample_data_covariance, key, truth, 50 + seed, "t"),
+        **{name: partial(LIMITS[name], truth, S) for name in ("cramer-rao", "detection")},
+        "least_squares": partial(least_squares, moments, noise_gram),
+        "ridge": partial(ridge, moments),
+        "group_lasso": partial(group_lasso, moments, SMALL, noise_gram, adaptive=float(seed)),
+        "group_relevance": partial(group_relevance, moments, SMALL),
+        "softmax_regression": partial(softmax_regression, z, labels, 2, key=key),
+        "softmax_regression-groups": partial(softmax_regression, z, labels, 2, SMALL, key=key),
+    }
+
+
+@pytest.mark.parametrize("name", tools(0))
+def test_the_second_call_of_a_tool_compiles_nothing(name):
+    jax.block_until_ready(tools(0)[name]())
+    second = tools(1)[name]
     with compilations() as seconds:
         jax.block_until_ready(second())
     assert not seconds

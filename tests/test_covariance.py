@@ -31,6 +31,7 @@ from hcl_jax.covariance import (
     spiked_signal,
 )
 from hcl_jax.linalg import top_eigenpairs_of
+from hcl_jax.views import as_views
 
 PAPER = Hierarchy.full((100, 100, 100), 5)
 
@@ -110,6 +111,18 @@ def test_covariance_of_data_far_from_zero(form):
                 2e-5,
                 "error in units of the variances",
             )
+
+
+@pytest.mark.parametrize("mean", [1e6, 3e7, 1e8])
+def test_double_data_are_centred_before_they_become_single(mean):
+    """As JAX is when nobody sets its precision: float64 of NumPy in, float32 out."""
+    views = [np.random.default_rng(3).standard_normal((200, 3)) + mean]
+    with jax.enable_x64(False):
+        found = np.asarray(SampleCovariance.from_data(views).matrix)
+        assert found.dtype == np.float32
+        with pytest.raises(ValueError, match=r"views: view 1: column 0 has mean .*which float32 does not hold"):
+            as_views([view / 10 + 10 * mean for view in views]).stacked()
+    assert_at_most(np.abs(found - np.cov(views[0].T)).max(), 1e-5, "error of the covariance")
 
 
 @given(n_factors=st.sampled_from([1, 3, 8]), rows=st.sampled_from([6, 20]), seed=st.integers(0, 99))

@@ -6,9 +6,10 @@ import pytest
 
 from figures import curves, recovery, style
 from hcl_jax import ESTIMATORS, LIMITS, Hierarchy
-from hcl_jax.experiments import Cell, Recovery
+from hcl_jax.experiments import Cell, Recovery, format_summary, summarise
 from hcl_jax.experiments.store import Part
 from hcl_jax.experiments.tidy import tidy_rows
+from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND
 
 METHODS = ("hcl-vb", "hcl-ml", "hcl-gd", "hcl-gn", "hcl-svd", "naive-svd", "cramer-rao")
 NORMS = ("spectral", "frobenius", "two_to_infinity")
@@ -80,12 +81,29 @@ def test_curves_leave_out_what_is_not_finite():
 def test_failures_are_counted_under_the_figure():
     table = synthetic_table(sizes=(100, 200), noises=(1.0,))
     failed = (pl.col("method") == "hcl-gd") & (pl.col("replicate") < 3) & (pl.col("n") == 100)
-    table = table.with_columns(status=pl.when(failed).then(2).otherwise("status"))
+    bounded = (pl.col("method") == "hcl-ml") & (pl.col("replicate") < 2)
+    table = table.with_columns(status=pl.when(failed).then(NON_FINITE).when(bounded).then(ON_BOUND).otherwise("status"))
     figure = recovery.fig_global_errors(table)
     note = figure.get_supxlabel().replace("\n", " ")
     assert "Root mean square ± standard error over 20 replicates" in note
     assert "Non-finite, left out of the averages: HCL-GD 3 of 40." in note
     assert "Out of steps, kept in the averages: none." in note
+    assert note.endswith("With a noise variance on its bound, kept in the averages: HCL-ML 4 of 40.")
+    predictions = curves.failure_note(table.with_columns(m=50))
+    assert "on its bound or an indefinite moment projected, kept in the averages: HCL-ML 4 of 40." in predictions
+
+
+def test_the_summary_tells_settings_and_statuses_apart():
+    table = synthetic_table(sizes=(100,), noises=(0.3, 0.1 + 0.2))
+    ended = pl.col("method").replace_strict({"hcl-gd": NON_FINITE, "hcl-ml": ON_BOUND}, default=CONVERGED)
+    table = table.with_columns(status=pl.when(pl.col("replicate") < 3).then(ended).otherwise(CONVERGED))
+    summary = summarise(table, "gram_frobenius")
+    blocks = format_summary(summary, "gram_frobenius").split("\n\n")
+    assert [block.partition("\n")[0].partition("noise variance ")[2] for block in blocks] == ["0.3", "0.30000000000000004"]
+    ends = "hcl-ml: of 20 replicates 0 non-finite, 0 out of steps, 3 with a noise variance on its bound"
+    assert all(block.endswith(f"\n{ends}\nhcl-gd: of 20 replicates 3 non-finite, 0 out of steps") for block in blocks)
+    predictions = format_summary(summary.with_columns(m=50), "gram_frobenius")
+    assert f"{ends} or an indefinite moment projected\n" in predictions
 
 
 def test_global_figure_has_a_panel_a_metric_and_setting_and_slopes_in_its_legends():

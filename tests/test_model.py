@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -106,6 +107,13 @@ def test_draws_with_unequal_noise_have_the_covariance_of_the_truth():
     rows, _ = sample_observations(jr.key(7), truth, 20_000)
     sample = SampleCovariance.from_data([rows]).matrix
     assert_at_most(z_of_means(sample[None], truth, 19_999).max(), 4.5, "largest z of the covariance of rows")
+
+
+def test_trees_of_a_truth_may_hold_anything():
+    truth, _ = problem(TWO)
+    batch = eqx.tree_at(lambda truth: truth.noise_variance, truth, jnp.arange(3.0))
+    axes = jax.tree.map(lambda leaf: None if leaf is truth.loadings else 0, truth)
+    assert jax.vmap(Truth.covariance, in_axes=(axes,))(batch).shape == (3, 16, 16)
 
 
 def test_conditional_mean_and_variance_are_those_of_gaussian_conditioning():

@@ -351,7 +351,7 @@ def test_classes_without_signal_are_told_apart_by_nothing():
         (LABELS.astype(float), 3, "labels: has type float64; expected integers from 0 to 2"),
         (LABELS + 1, 3, "labels: from 1 to 3; expected from 0 to 2"),
         (jnp.zeros_like(LABELS), 3, "labels: all rows are of class 0; expected at least two classes"),
-        (LABELS, 1, "n_classes: is 1; expected at least 2"),
+        (LABELS, 1, "n_classes: is 1; expected an integer of at least 2"),
     ],
 )
 def test_bad_labels_are_refused(labels, n_classes, message):

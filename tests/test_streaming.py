@@ -171,6 +171,33 @@ def test_any_real_numbers_in_any_byte_order_are_taken(npy, dtype):
         assert_at_most(largest_error(read().matrix, expected), 1e-5, f"{dtype}: error in units of the variances")
 
 
+def test_chunks_may_be_dictionaries_and_frames_and_their_names_stay():
+    views = draw_views(n=60)
+    expected = accumulate([views]).covariance().matrix
+    for form in (pl.DataFrame, np.asarray, jnp.asarray, np.ndarray.tolist):
+        chunks = [{"a": form(views[0][rows]), "b": form(views[1][rows]), "c": form(views[2][rows])} for rows in row_ranges(60, 3)]
+        assert_close(accumulate(chunks).covariance().matrix, expected, "by name")
+        assert_close(accumulate(list(chunk.values()) for chunk in chunks).covariance().matrix, expected, "in lists")
+    frame = pl.DataFrame(views[0], schema=list("wxyz"))
+    with pytest.raises(
+        ValueError, match="views: view 1 has a feature named 'x'; expected 'w' in its place, as in the first chunk"
+    ):
+        accumulate([[frame], [frame.select("x", "w", "y", "z")]])
+
+
+def test_one_path_is_one_view_and_a_shift_may_be_a_list(npy, tmp_path):
+    view = draw_views()[0]
+    path, parquet = npy([view])[0], tmp_path / "view.parquet"
+    pl.DataFrame(view).write_parquet(parquet)
+    for sums in (
+        accumulate_npy(path),
+        accumulate_npy(str(path)),
+        accumulate_parquet(parquet),
+        accumulate([[view]], shift=[0] * 4),
+    ):
+        assert_close(sums.covariance().matrix, direct([view]), "one view", slack=10)
+
+
 def test_a_path_that_exists_is_no_glob_and_the_files_of_a_glob_are_alike(tmp_path):
     rows = draw_views(n=20)[0]
     frame = pl.DataFrame(rows, schema=list("abcd"))
@@ -309,10 +336,13 @@ def test_bad_arguments_are_named_before_computing(npy, tmp_path):
         "views: view 1 has shape (700,)": lambda: accumulate([[views[0][:, 0]]]),
         "views: view 1 has type complex128": lambda: accumulate([[views[0] * 1j]]),
         "views: view 2 has type complex64": lambda: accumulate([[*views[:2]], [views[0], views[1].astype(np.complex64)]]),
-        "view 1, rows 0 to 699: NaN or infinite values": lambda: accumulate([[np.ma.masked_less(views[0], 0)]]),
+        "views: view 1 holds NaN or infinite values": lambda: accumulate([[np.ma.masked_less(views[0], 0)]]),
         "views: view 1 cannot be read as numbers": lambda: accumulate([[[[1.0, 2.0], [3.0]]]]),
         "dtype: is complex128": lambda: CovarianceAccumulator((3,), complex),
-        "dims: is (0,)": lambda: accumulate([[views[0][:, :0]]]),
+        "dims: is (0,)": lambda: CovarianceAccumulator((0,)),
+        "views: view 1 has shape (700, 0)": lambda: accumulate([[views[0][:, :0]]]),
+        "chunks: one is of type ndarray of shape (700, 4); expected every chunk as a list": lambda: accumulate([views[0]]),
+        "views: one is named 'b'; expected 'a' in its place": lambda: accumulate([{"a": views[0]}, {"b": views[0]}]),
         "block_rows: is 0": lambda: accumulate([views], block_rows=0),
         "memory: is 10; expected room": lambda: accumulate([views], memory=10),
         "shift: has shape (3,)": lambda: accumulate([views], shift=np.zeros(3)),

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from hcl_jax.covariance import SampleCovariance
+from hcl_jax.covariance import SampleCovariance, check_covariance
 from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy, as_hierarchy
+from hcl_jax.views import check_count, real_numbers
 
 Fit = TypeVar("Fit", bound=Callable[..., "Estimate"])
 
@@ -56,9 +57,7 @@ def finished(
 def check_problem(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
     """Raise `ValueError` unless the covariance has the features of the hierarchy, more of them than factors, and K < ν: with more
     factors the noise variance is 0 and the likelihood unbounded. (Where n is traced, the estimate's status says so.)"""
-    if not isinstance(covariance, SampleCovariance):
-        kind = type(covariance).__name__
-        raise ValueError(f"covariance: is of type {kind}; expected a SampleCovariance, such as SampleCovariance.from_data(views)")
+    check_covariance(covariance)
     d, n_factors = as_hierarchy(hierarchy).n_features, hierarchy.n_factors
     if covariance.n_features != d:
         raise ValueError(
@@ -73,6 +72,18 @@ def check_problem(covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
             f"hierarchy: has K = {n_factors} factors for ν = n − 1 = {float(covariance.nu):g} degrees of freedom; "
             "expected K < ν, or the fit leaves no noise"
         )
+
+
+def check_iterative(covariance: SampleCovariance, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
+    """As `check_problem`, and raise `ValueError` unless the tolerance, if any, is a positive number and the steps are
+    counted from 0. (Traced options pass.)"""
+    check_problem(covariance, hierarchy)
+    if tolerance is not None:
+        number = real_numbers(tolerance, "tolerance:")
+        if number.shape != () or not (isinstance(number, jax.core.Tracer) or number > 0):
+            raise ValueError(f"tolerance: is {tolerance}; expected a positive number")
+    if not isinstance(max_steps, jax.core.Tracer):
+        check_count(max_steps, "max_steps", 0)
 
 
 def named(estimator: Fit) -> Fit:
@@ -96,12 +107,8 @@ def default_tolerance(dtype: DTypeLike, double: float = 1e-8, single: float = 1e
 
 
 def stopping_tolerance(given: float | None, dtype: DTypeLike, double: float = 1e-8, single: float = 1e-4) -> float:
-    """The tolerance that was given, or the default one. Raises `ValueError` unless it is positive."""
-    if given is None:
-        return default_tolerance(dtype, double, single)
-    if not isinstance(given, jax.core.Tracer) and not given > 0:
-        raise ValueError(f"tolerance: is {given}; expected a positive number")
-    return given
+    """The tolerance that was given, or the default one."""
+    return default_tolerance(dtype, double, single) if given is None else given
 
 
 def squared_scale(objective: Array, root: Array, n_features: int) -> Array:

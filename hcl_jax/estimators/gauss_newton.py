@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 
 from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor, shrunk_factor
-from hcl_jax.estimators.estimate import Estimate, check_problem, named, scale_equivariant, squared_scale, stopping_tolerance
+from hcl_jax.estimators.estimate import Estimate, check_iterative, named, scale_equivariant, squared_scale, stopping_tolerance
 from hcl_jax.estimators.gradient import Preconditioner, minimise_masked
 from hcl_jax.estimators.spectral import structured_loadings
 from hcl_jax.fisher import apply_by_modality, modality_inverses
@@ -27,7 +27,7 @@ def gauss_newton_blocks(hierarchy: Hierarchy) -> Preconditioner:
     return direction
 
 
-@compiled(check=check_problem)
+@compiled(check=check_iterative)
 @named
 @scale_equivariant(squared_scale)
 def hcl_gn(
@@ -41,7 +41,7 @@ def hcl_gn(
     return minimise_masked(target, start, noise, hierarchy, gauss_newton_blocks(hierarchy), max_steps, tolerance)
 
 
-@compiled(check=check_problem)
+@compiled(check=check_iterative)
 @named
 @scale_equivariant(squared_scale)
 def hcl_shrunk(

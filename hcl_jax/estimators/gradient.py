@@ -10,7 +10,7 @@ from hcl_jax.compiled import compiled
 from hcl_jax.covariance import DenoisedCovariance, LowRankCovariance, SampleCovariance, denoised_factor
 from hcl_jax.estimators.estimate import (
     Estimate,
-    check_problem,
+    check_iterative,
     finished,
     named,
     scale_equivariant,
@@ -110,7 +110,7 @@ def minimise_masked(
     return finished(F, noise, converged, steps, least_squares_objective(F, target, image))
 
 
-@compiled(check=check_problem)
+@compiled(check=check_iterative)
 @named
 @scale_equivariant(squared_scale)
 def hcl_gd(

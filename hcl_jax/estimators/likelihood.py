@@ -11,7 +11,7 @@ from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance, denoised_factor, smallest_noise
 from hcl_jax.estimators.estimate import (
     Estimate,
-    check_problem,
+    check_iterative,
     finished,
     log_scale,
     named,
@@ -352,7 +352,7 @@ def maximise_by_feature(
     return finished(end.loadings, end.psi, converged, steps, objective, on_bound=on_bound, noise="feature")
 
 
-@compiled(check=check_problem)
+@compiled(check=check_iterative)
 @named
 @scale_equivariant(log_scale)
 def hcl_ml(
@@ -365,9 +365,10 @@ def hcl_ml(
 ) -> Estimate:
     """`hcl-ml`: minimises log det Σ + tr(Σ⁻¹S), Σ = FFᵀ + Ψ, over masked F and the noise variance, from `hcl-svd`.
 
-    `noise`: Ψ has one variance for all features, one a view, or one a feature; `noise_variance` of the estimate is a number, or
-    the vector of all features'. A view's or a feature's own is not let below 0.5 % of its variance (status 3). The objective is
-    −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises `ValueError` for K ≥ ν or an unknown kind of noise.
+    `noise`: Ψ has one variance for all features (whose views are then expected in like units), one a view, or one a feature;
+    `noise_variance` of the estimate is a number, or the vector of all features'. A view's or a feature's own is not let below
+    0.5 % of its variance (status 3). The objective is −2 log-likelihood/ν = d log 2π + log det Σ + tr(Σ⁻¹S). Raises
+    `ValueError` for K ≥ ν or an unknown kind of noise.
     """
     check_noise(noise)
     start, start_noise = starting_point(covariance, hierarchy, noise)

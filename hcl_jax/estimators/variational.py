@@ -10,12 +10,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators.estimate import Estimate, check_problem, finished, stopping_tolerance
+from hcl_jax.estimators.estimate import Estimate, check_iterative, finished, stopping_tolerance
 from hcl_jax.estimators.fixed_point import ascend
 from hcl_jax.estimators.likelihood import hcl_ml, noise_floor, positive_noise
 from hcl_jax.fisher import check_noise, group_sizes, noise_by_feature, pool, spread
 from hcl_jax.linalg import principal_axes, spd_inverse
 from hcl_jax.structure import Hierarchy
+from hcl_jax.views import check_count
 
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
 FADED = 0.1  # relevance below which a column that the bound is better without is taken out
@@ -254,7 +255,14 @@ def maximise_bound(
     return ascend(vb.sweep, flatten, unflatten, start, unit, tolerance, max_steps)
 
 
-@compiled(check=check_problem)
+def _check_fit(covariance: SampleCovariance, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
+    """As `check_iterative`, and at least one step: before it there is no bound."""
+    check_iterative(covariance, hierarchy, tolerance, max_steps)
+    if not isinstance(max_steps, jax.core.Tracer):
+        check_count(max_steps, "max_steps", 1)
+
+
+@compiled(check=_check_fit)
 def fit_posterior(
     covariance: SampleCovariance,
     hierarchy: Hierarchy,
@@ -307,9 +315,10 @@ def hcl_vb(
 
     q(z) q(Λ) factorised; started at `hcl-ml` rotated to principal axes. A first stage, with diagonal Γ_m, prunes columns that
     cannot be seen to zero; in a second the columns of a view may be correlated, as far as `correlated_prior` lets them. `noise`:
-    one variance for all features, one a view, or one a feature. Stops when 2/(νd) times the bound twice running gains less than
-    `tolerance` (1e-7 in float64, 1e-6 in float32; a hundredth of it in the second stage), or nothing but rounding: what it
-    still gains after that is in rotations within structures and in columns on their way to zero, and moves the Gram error by
-    less than 1 % (docs/results.md). The objective is −bound/ν. Raises `ValueError` for K ≥ ν or an unknown kind of noise.
+    one variance for all features (whose views are then expected in like units), one a view, or one a feature. Stops when 2/(νd)
+    times the bound twice running gains less than `tolerance` (1e-7 in float64, 1e-6 in float32; a hundredth of it in the second
+    stage), or nothing but rounding: what it still gains after that is in rotations within structures and in columns on their
+    way to zero, and moves the Gram error by less than 1 % (docs/results.md). The objective is −bound/ν. Raises `ValueError` for
+    K ≥ ν or an unknown kind of noise.
     """
     return fit_posterior(covariance, hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)[1]

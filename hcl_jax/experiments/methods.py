@@ -9,11 +9,11 @@ from functools import partial
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS, Estimate
+from hcl_jax.fisher import NOISE
 from hcl_jax.structure import Hierarchy
 
 LIKELIHOOD_METHODS = ("hcl-ml", "hcl-vb")
 """They take `noise`, and are unbounded where there are as many factors as degrees of freedom."""
-NOISE_KINDS = ("shared", "view", "feature")
 
 
 def split_noise(method: str) -> tuple[str, str | None]:
@@ -50,8 +50,8 @@ def check_methods(methods: Iterable[str], known: Iterable[str]) -> None:
         check_known([name if noise is not None else method], known)
         if noise is None:
             continue
-        if noise not in NOISE_KINDS:
-            raise ValueError(f"methods: {method!r} has unknown noise; expected one of {', '.join(NOISE_KINDS)} behind the @")
+        if noise not in NOISE:
+            raise ValueError(f"methods: {method!r} has unknown noise; expected one of {', '.join(NOISE)} behind the @")
         if name.partition("+")[0] not in LIKELIHOOD_METHODS:
             raise ValueError(f"methods: {method!r} takes no noise; expected {' or '.join(LIKELIHOOD_METHODS)} before the @")
 

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hcl_jax.experiments.store import PART_SIZE
+from hcl_jax.structure import NON_FINITE, OUT_OF_STEPS, STATUS_WORDS
 
 if TYPE_CHECKING:
     from hcl_jax.experiments.sweep import Task
@@ -25,7 +26,8 @@ class Progress:
             self._waiting[_place(task)] += len(task.part)
             self._replicates[_kind(task)] += len(task.part)
         self._seconds: dict[tuple, float] = {}
-        self._failed = self._unfinished = self._done = 0
+        self._ended = {NON_FINITE: 0, OUT_OF_STEPS: 0}
+        self._done = 0
         self._spent = 0.0
         self._bar = tqdm(total=1.0, bar_format=_FORMAT, smoothing=0, disable=None if enabled else True, dynamic_ncols=True)
 
@@ -40,8 +42,8 @@ class Progress:
         self._done += 1
         self._spent += seconds
         self._seconds[_kind(task)] = seconds / len(task.part)  # the latest: the first of all was compiled
-        self._failed += int(np.sum(status == 2))
-        self._unfinished += int(np.sum(status == 1))
+        for code in self._ended:
+            self._ended[code] += int(np.sum(status == code))
         self.drop([task])
         self._bar.update(seconds)
 
@@ -60,7 +62,7 @@ class Progress:
         return float(np.mean([seconds / _size(other) for other, seconds in self._seconds.items()])) * _size(kind)
 
     def _counts(self) -> str:
-        return f"{self._failed} non-finite, {self._unfinished} out of steps"
+        return ", ".join(f"{count} {STATUS_WORDS[code]}" for code, count in self._ended.items())
 
 
 def _place(task: "Task") -> tuple:

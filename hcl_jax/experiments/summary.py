@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from hcl_jax.experiments.cell import number_name
 from hcl_jax.experiments.experiment import AnyCell
 from hcl_jax.experiments.ratios import LIMITS_SHOWN, averages, by_replicate, entries_together, over_limit
 from hcl_jax.experiments.tidy import RESULT_COLUMNS
+from hcl_jax.structure import NON_FINITE, ON_BOUND, OUT_OF_STEPS, PREDICTION_STATUS_WORDS, STATUS_WORDS
 
 _NOT_SETTING = {"study", "cell", "n", "rank", *RESULT_COLUMNS}
 _DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
-_FAILURES = {"non_finite": 2, "out_of_steps": 1, "projected": 3}
+_FAILURES = {"non_finite": NON_FINITE, "out_of_steps": OUT_OF_STEPS, "projected": ON_BOUND}  # columns of tables on disk
 _SUMMARY_COLUMNS = ("mean", "sem", "rms", "limit", "ratio", "ratio_sem", "replicates", *_FAILURES)
 
 
@@ -22,7 +24,8 @@ def _setting(table: pl.DataFrame) -> list[str]:
 def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFrame:
     """One row a setting, method and n: `mean` and its standard error `sem` over the replicates with a finite value, their root
     mean square `rms`, that of the `limit` on the same draws, the `ratio` of the two and its standard error `ratio_sem` (all by
-    `experiments.ratios`), and how many replicates were `non_finite`, `out_of_steps` or `projected`.
+    `experiments.ratios`), and how many replicates were `non_finite`, `out_of_steps` or `projected` (status
+    `ON_BOUND`).
 
     A metric by structure or block is first made one number a replicate: errors by the root of their sum of squares, counts and
     shares by their average.
@@ -37,6 +40,11 @@ def summarise(table: pl.DataFrame, metric: str = "gram_frobenius") -> pl.DataFra
     ):
         summary = summary.join(more, on=keys, how="left", maintain_order="left")
     return summary
+
+
+def status_words(table: pl.DataFrame) -> dict[int, str]:
+    """Of the statuses in a study's table: only predictions have labelled rows, m."""
+    return PREDICTION_STATUS_WORDS if "m" in table.columns else STATUS_WORDS
 
 
 def select_results(table: pl.DataFrame, cells: Sequence[AnyCell], methods: tuple[str, ...], replicates: int) -> pl.DataFrame:
@@ -62,7 +70,7 @@ def format_summary(summary: pl.DataFrame, metric: str) -> str:
 def _title(group: pl.DataFrame, metric: str) -> str:
     row = group.row(0, named=True)
     ranks = "+".join(f"{s}:{r}" for s, r in zip(row["structures"].split(","), row["ranks"].split(","), strict=True))
-    parts = [f"dims {row['dims']}", f"ranks {ranks}", f"noise variance {row['noise_variance']:g}"]
+    parts = [f"dims {row['dims']}", f"ranks {ranks}", f"noise variance {number_name(row['noise_variance'])}"]
     told = ("dims", "structures", "ranks", "noise_variance")
     others = [name for name in _setting(group) if name not in told and row[name] != _DEFAULTS.get(name)]
     parts += [f"{name.replace('_', ' ')} {row[name]}" for name in others]
@@ -103,11 +111,11 @@ def _number(value: float) -> str:
 
 
 def _failures(group: pl.DataFrame) -> list[str]:
-    kinds = {"non_finite": "non-finite", "out_of_steps": "out of steps", "projected": "with an indefinite moment, projected"}
-    totals = group.group_by("method", maintain_order=True).agg(pl.col("replicates", *kinds).sum())
+    words = status_words(group)
+    totals = group.group_by("method", maintain_order=True).agg(pl.col("replicates", *_FAILURES).sum())
     return [
         f"{row['method']}: of {row['replicates']} replicates "
-        + ", ".join(f"{row[kind]} {name}" for kind, name in kinds.items() if kind != "projected" or row[kind])
+        + ", ".join(f"{row[kind]} {words[code]}" for kind, code in _FAILURES.items() if code != ON_BOUND or row[kind])
         for row in totals.iter_rows(named=True)
-        if any(row[kind] for kind in kinds)
+        if any(row[kind] for kind in _FAILURES)
     ]

@@ -9,10 +9,20 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS
-from hcl_jax.prediction.paths import Rule, accelerated, choose_penalty, group_index, group_norms, positive, shrink_groups
-from hcl_jax.structure import Hierarchy
-from hcl_jax.views import as_key, as_labels, as_matrix, check_folds
+from hcl_jax.prediction.paths import (
+    Rule,
+    accelerated,
+    check_option,
+    choose_penalty,
+    group_index,
+    group_norms,
+    positive,
+    shrink_groups,
+)
+from hcl_jax.structure import Hierarchy, as_hierarchy
+from hcl_jax.views import as_key, as_labels, as_matrix, check_count, check_folds, real_numbers
 
 
 class Classifier(eqx.Module):
@@ -35,8 +45,9 @@ class Classifier(eqx.Module):
 
 def fold_of_rows(key: Key[Array, ""], n: int, n_folds: int) -> Int[Array, " n"]:
     """The fold of each row, 0 … n_folds − 1: nearly equal in size, shuffled by `key`."""
+    check_count(n, "n", 2)
     check_folds(n_folds, n)
-    return jr.permutation(as_key(key, "to shuffle the rows"), jnp.arange(n) % n_folds)
+    return jr.permutation(as_key(key, "to shuffle the rows"), jnp.arange(int(n)) % int(n_folds))
 
 
 def softmax_regression(
@@ -50,7 +61,7 @@ def softmax_regression(
     rule: Rule = "min",
     n_penalties: int = 15,
     max_steps: int = 300,
-    fold_scores: Float[Array, "F n K"] | None = None,
+    fold_scores: Any = None,
 ) -> Classifier:
     """Multinomial logistic regression with a ridge penalty, (μ/2)‖B‖_F², or, where a hierarchy is given, the group penalty
     λ Σ_s √r_s ‖B_s‖_F over its structures.
@@ -63,17 +74,37 @@ def softmax_regression(
     without the rows of that fold: the penalty is chosen on these, and the result is fitted to `scores`.
 
     Raises `ValueError` that names the argument for labels of the wrong type or range, a single class, fewer rows than folds,
-    other numbers of scores than the hierarchy has factors, or scores that are not finite.
+    other numbers of scores than the hierarchy has factors, scores that are not finite, or an unknown rule.
     """
-    scores = as_matrix(scores, "scores", (None, None if hierarchy is None else hierarchy.n_factors))
+    scores = as_matrix(scores, "scores", (None, None if hierarchy is None else as_hierarchy(hierarchy).n_factors))
+    for name, count, least in (("n_classes", n_classes, 2), ("n_penalties", n_penalties, 1), ("max_steps", max_steps, 1)):
+        check_count(count, name, least)
+    check_option(rule, "rule", Rule)
+    labels = as_labels(labels, scores.shape[0], n_classes)
+    check_folds(n_folds, scores.shape[0])
+    if fold_scores is not None:
+        fold_scores = jnp.asarray(real_numbers(fold_scores, "fold_scores:"), scores.dtype)
+        if fold_scores.shape != (n_folds, *scores.shape):
+            raise ValueError(f"fold_scores: has shape {fold_scores.shape}; expected {(n_folds, *scores.shape)}, scores by fold")
+    key, sizes = as_key(key, "to shuffle the folds"), (int(n_classes), int(n_folds), int(n_penalties))
+    return _softmax_regression(scores, labels, key, fold_scores, hierarchy, rule, *sizes, max_steps)
+
+
+@compiled
+def _softmax_regression(
+    scores: Float[Array, "n K"],
+    labels: Int[Array, " n"],
+    key: Key[Array, ""],
+    fold_scores: Float[Array, "F n K"] | None,
+    hierarchy: Hierarchy | None,
+    rule: Rule,
+    n_classes: int,
+    n_folds: int,
+    n_penalties: int,
+    max_steps: int,
+) -> Classifier:
     n, dtype = scores.shape[0], scores.dtype
-    if n_classes < 2:
-        raise ValueError(f"n_classes: is {n_classes}; expected at least 2")
-    labels = as_labels(labels, n, n_classes)
-    check_folds(n_folds, n)
-    if fold_scores is not None and fold_scores.shape != (n_folds, *scores.shape):
-        raise ValueError(f"fold_scores: has shape {fold_scores.shape}; expected {(n_folds, *scores.shape)}, scores by fold")
-    fold = fold_of_rows(as_key(key, "to shuffle the folds"), n, n_folds)
+    fold = fold_of_rows(key, n, n_folds)
     kept = jnp.concatenate([jnp.ones((1, n), dtype), (fold[None, :] != jnp.arange(n_folds)[:, None]).astype(dtype)])
     targets = jax.nn.one_hot(labels, n_classes, dtype=dtype)
 

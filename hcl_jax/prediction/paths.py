@@ -1,21 +1,29 @@
 """What penalised regressions and classifications share: groups of coefficients, paths of penalties, accelerated steps."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hcl_jax.structure import Hierarchy
+from hcl_jax.structure import Hierarchy, as_hierarchy
 
 Rule = Literal["min", "one-se"]
 
 
+def check_option(value: Any, argument: str, kind: Any) -> None:
+    """Raise `ValueError` that names the argument unless the value is one of those of a `Literal`."""
+    known = get_args(kind)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{argument}: is {value!r}; expected {' or '.join(known)}")
+
+
 def choose_penalty(errors: Float[Array, "L F"], rule: Rule) -> Int[Array, ""]:
     """Where to stop along a path of falling penalties: at the smallest mean error over the folds, or at the first mean within one
-    standard error of it."""
+    standard error of it. Raises `ValueError` for an unknown rule."""
+    check_option(rule, "rule", Rule)
     mean = errors.mean(axis=1)
     best = jnp.argmin(mean)
     if rule == "min":
@@ -26,7 +34,7 @@ def choose_penalty(errors: Float[Array, "L F"], rule: Rule) -> Int[Array, ""]:
 
 def group_index(hierarchy: Hierarchy) -> np.ndarray:
     """0-based structure of each of the K scores."""
-    return np.repeat(np.arange(len(hierarchy.ranks)), [rank for _, rank in hierarchy.ranks])
+    return np.repeat(np.arange(len(as_hierarchy(hierarchy).ranks)), [rank for _, rank in hierarchy.ranks])
 
 
 def group_norms(b: Float[Array, "... K"], groups: np.ndarray) -> Float[Array, "... S"]:

@@ -14,10 +14,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS
+from hcl_jax.compiled import compiled
 from hcl_jax.prediction.paths import (
     Rule,
     accelerated,
+    check_option,
     choose_penalty,
     group_index,
     group_norms,
@@ -25,13 +26,14 @@ from hcl_jax.prediction.paths import (
     positive,
     shrink_groups,
 )
-from hcl_jax.structure import Hierarchy
-from hcl_jax.views import as_key, as_matrix, as_response, check_folds
+from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy, as_hierarchy
+from hcl_jax.views import as_key, as_matrix, as_response, check_count, check_folds, real_numbers
 
-PROJECTED = 3  # a status beside those of `Estimate`
+PROJECTED = ON_BOUND  # what that status says of a regression
 EIGENVALUE_FLOOR = 1e-2
 """Of the mean score variance: what eigenvalues of an indefinite debiased moment are raised to."""
 N_PENALTIES = 50
+Choice = Literal["cv", "evidence"]
 
 
 class FoldMoments(eqx.Module):
@@ -85,7 +87,7 @@ class FoldMoments(eqx.Module):
 
 
 class Regression(eqx.Module):
-    """y ≈ bᵀz + intercept. `penalty` is 0 where there is none. `status`: 0 converged, 1 out of steps, 2 non-finite, 3 converged,
+    """y ≈ bᵀz + intercept. `penalty` is 0 where there is none. `status` is one of `hcl_jax.structure`; `PROJECTED` is converged,
     where the debiased moment of all rows, or of all but one fold, was indefinite: its eigenvalues were raised to at least 1 % of
     the mean variance of the scores."""
 
@@ -159,11 +161,33 @@ def _held_out_errors(problems: _Problems, b: Float[Array, "L F K"]) -> Float[Arr
     return problems.held_yy[None, :] - 2 * jnp.einsum("fi,lfi->lf", problems.held_g, b) + quadratic
 
 
-def least_squares(moments: FoldMoments, noise_gram: Float[Array, "K K"] | None = None) -> Regression:
+def _check(moments: FoldMoments, hierarchy: Hierarchy | None = None) -> None:
+    """Raise `ValueError` unless these are moments, and the hierarchy, where one is needed, has as many factors as they scores."""
+    if not isinstance(moments, FoldMoments):
+        raise ValueError(f"moments: are of type {type(moments).__name__}; expected those of FoldMoments.from_rows(scores, y)")
+    n_scores = moments.x.shape[-1]
+    if hierarchy is not None and as_hierarchy(hierarchy).n_factors != n_scores:
+        raise ValueError(f"hierarchy: has {hierarchy.n_factors} factors; expected {n_scores}, as there are scores")
+
+
+def _noise_gram(noise_gram: Any, moments: FoldMoments) -> Float[Array, "K K"] | None:
+    """The noise in the scores, if any, checked: `ValueError` unless it is K × K."""
+    n_scores = moments.x.shape[-1]
+    return None if noise_gram is None else as_matrix(noise_gram, "noise_gram", (n_scores, n_scores)).astype(moments.x.dtype)
+
+
+def least_squares(moments: FoldMoments, noise_gram: Any = None) -> Regression:
     """Least squares; debiased where `noise_gram`, the covariance σ²CᵀC of the noise in the scores, is given.
 
-    Minimises (1/2m) Σ (y − bᵀz)² − ½bᵀ(noise_gram)b, with an intercept. Directions without variance get no coefficient.
+    Minimises (1/2m) Σ (y − bᵀz)² − ½bᵀ(noise_gram)b, with an intercept. Directions without variance get no coefficient. Raises
+    `ValueError` that names the argument, as all regressions do: no moments, a `noise_gram` or hierarchy for other scores.
     """
+    _check(moments)
+    return _least_squares(moments, _noise_gram(noise_gram, moments))
+
+
+@compiled
+def _least_squares(moments: FoldMoments, noise_gram: Float[Array, "K K"] | None) -> Regression:
     problems = _problems(moments, noise_gram)
     values, vectors = problems.eigenvalues[0], problems.eigenvectors[0]
     visible = values > 10 * values.size * jnp.finfo(values.dtype).eps * values[-1]
@@ -171,7 +195,13 @@ def least_squares(moments: FoldMoments, noise_gram: Float[Array, "K K"] | None =
     return _regression(problems, vectors @ (inverse * (vectors.T @ problems.g[0])), jnp.zeros((), values.dtype))
 
 
-def ridge(moments: FoldMoments, choose: Literal["cv", "evidence"] = "cv") -> Regression:
+def _check_ridge(moments: FoldMoments, choose: Choice) -> None:
+    _check(moments)
+    check_option(choose, "choose", Choice)
+
+
+@compiled(check=_check_ridge)
+def ridge(moments: FoldMoments, choose: Choice = "cv") -> Regression:
     """Least squares with the penalty (μ/2)‖b‖², μ on a grid from 1e-6 to 1e3 mean score variances: by cross-validation, or where
     the marginal likelihood of a normal prior is largest (its variance and that of the noise profiled out)."""
     problems = _problems(moments, None)
@@ -193,10 +223,10 @@ def ridge(moments: FoldMoments, choose: Literal["cv", "evidence"] = "cv") -> Reg
 def group_lasso(
     moments: FoldMoments,
     hierarchy: Hierarchy,
-    noise_gram: Float[Array, "K K"] | None = None,
+    noise_gram: Any = None,
     *,
     rule: Rule = "min",
-    adaptive: float = 0.0,
+    adaptive: float | Float[Array, ""] = 0.0,
     max_steps: int = 1000,
 ) -> Regression:
     """Least squares (debiased as in `least_squares`) with the penalty λ Σ_s w_s‖b_s‖ over the hierarchy's structures.
@@ -206,6 +236,25 @@ def group_lasso(
     fold is scored by the same criterion, with coefficients, means and weights of the other folds only. Solved by accelerated
     proximal gradients. Source: Yuan and Lin (2006); adaptive weights: Zou (2006), Wang and Leng (2008).
     """
+    _check(moments, as_hierarchy(hierarchy))
+    check_option(rule, "rule", Rule)
+    check_count(max_steps, "max_steps", 1)
+    power = real_numbers(adaptive, "adaptive:")
+    if power.shape != () or not (isinstance(power, jax.core.Tracer) or 0 <= power < np.inf):
+        raise ValueError(f"adaptive: is {adaptive}; expected a number of at least 0")
+    power = jnp.asarray(power, moments.x.dtype)  # an array: other powers find the same program
+    return _group_lasso(moments, hierarchy, _noise_gram(noise_gram, moments), power, rule, max_steps)
+
+
+@compiled
+def _group_lasso(
+    moments: FoldMoments,
+    hierarchy: Hierarchy,
+    noise_gram: Float[Array, "K K"] | None,
+    adaptive: Float[Array, ""],
+    rule: Rule,
+    max_steps: int,
+) -> Regression:
     problems, groups = _problems(moments, noise_gram), group_index(hierarchy)
     dtype = problems.g.dtype
     weights = _group_weights(problems, groups, adaptive)
@@ -228,7 +277,7 @@ def group_lasso(
     return _regression(problems, path[best, 0], penalties[best], converged[best])
 
 
-def _group_weights(problems: _Problems, groups: np.ndarray, adaptive: float) -> Float[Array, "sets S"]:
+def _group_weights(problems: _Problems, groups: np.ndarray, adaptive: Float[Array, ""]) -> Float[Array, "sets S"]:
     """√r_s over ‖b̂_s‖^adaptive, from the unpenalised coefficients of every set of training rows; a b̂_s of 0 weighs 1e6 times."""
     sizes = jnp.sqrt(jnp.asarray(np.bincount(groups), problems.g.dtype))
     values = jnp.maximum(problems.eigenvalues, 1e-6 * positive(problems.eigenvalues[:, -1:]))
@@ -237,6 +286,12 @@ def _group_weights(problems: _Problems, groups: np.ndarray, adaptive: float) -> 
     return sizes[None, :] / jnp.maximum(norms / positive(norms.max(axis=1, keepdims=True)), 1e-6) ** adaptive
 
 
+def _check_relevance(moments: FoldMoments, hierarchy: Hierarchy, max_steps: int) -> None:
+    _check(moments, as_hierarchy(hierarchy))
+    check_count(max_steps, "max_steps", 1)
+
+
+@compiled(check=_check_relevance)
 def group_relevance(moments: FoldMoments, hierarchy: Hierarchy, max_steps: int = 500) -> Regression:
     """Least squares with a normal prior on each structure's coefficients, its variance where the marginal likelihood is largest.
 
