@@ -25,7 +25,7 @@ TEST_SHARE = 0.2
 class RealTruth:
     """Loadings and noise variance fitted to real data, and how well they describe samples that the fit has not seen.
 
-    One noise variance for all features, as the cells of a study have it; which columns there are was found with one a view.
+    One noise variance for all features, as the cells of a study have it; which columns there are was found with one a feature.
     `held_out` is the mean log-likelihood per sample of a fifth of the samples, under a fit to the others;
     `held_out_independent` is that of independent features, for comparison. `status` is that of the fit to all samples.
     """
@@ -52,7 +52,7 @@ def generous_hierarchy(dims: Sequence[int], n_samples: int) -> Hierarchy:
 def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "float64") -> RealTruth:
     """Standardise the views (anything that `as_views` reads) and fit the hierarchy to them with `hcl-vb`.
 
-    Without a hierarchy it is the one that `select` finds in `generous_hierarchy`, with a noise variance for every view. Raises
+    Without a hierarchy it is the one that `select` finds in `generous_hierarchy`, with a noise variance for every feature. Raises
     `ValueError` when there are no more samples than factors, when the views have other numbers of features than the hierarchy,
     and for views that `as_views` refuses.
     """

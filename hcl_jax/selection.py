@@ -57,9 +57,11 @@ def found_columns(odds: Evidence, hierarchy: Hierarchy) -> dict[Structure, list[
     return found
 
 
-def select(covariance: SampleCovariance, hierarchy: Hierarchy, *, noise: str = "view") -> Hierarchy:
+def select(covariance: SampleCovariance, hierarchy: Hierarchy, *, noise: str = "feature") -> Hierarchy:
     """The structures and ranks that data support, of those that a generous hierarchy offers: `found_columns` of `hcl-vb`.
 
+    `noise`: that of a feature is its own, unless it is known to be that of its view or of all: standardising a view with few
+    features makes their noise differ, and with one variance a view the posterior then makes private columns of the difference.
     Raises `ValueError` when no column stands out, and where `hcl_vb` does.
     """
     posterior, _ = fit_posterior(covariance, hierarchy, noise=noise)

@@ -9,6 +9,7 @@ from helpers import TWO, assert_at_least, assert_at_most, fitted_by, normal_trut
 from hcl_jax import Hierarchy, SampleCovariance, sample_wishart_covariance
 from hcl_jax.estimators.variational import fit_posterior
 from hcl_jax.selection import Evidence, evidence, found_columns, select
+from hcl_jax.views import standardise
 
 NOISE_OF_VIEWS = (0.2, 1.0, 3.0)
 RANKS = {(1, 2, 3): 2, (1, 2): 2, (1,): 2}
@@ -38,7 +39,28 @@ def test_evidence_tells_what_is_there_from_what_is_not():
 def test_hierarchies_are_found():
     for seed in range(3):
         _, S = small_problem(seed)
-        assert select(S, OFFERED) == SMALL, f"seed {seed}"
+        assert select(S, OFFERED, noise="view") == SMALL, f"seed {seed}"
+
+
+def test_hierarchies_of_standardised_views_are_found():
+    """Standardising few features with equal noise makes noise that differs by feature: one variance a view finds up to ten more
+    columns there."""
+    truth = {(1, 2, 3): 1, (1,): 1, (2,): 1, (3,): 1}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        z = rng.standard_normal((300, 4))
+        views = [
+            z[:, [0, k]] @ rng.standard_normal((2, dim)) + sd * rng.standard_normal((300, dim))
+            for k, dim, sd in ((1, 12, 1), (2, 10, 0.5), (3, 9, 1))
+        ]
+        S = SampleCovariance.from_data([standardise(view, view) for view in views])
+        assert dict(select(S, Hierarchy.full((12, 10, 9), 2)).ranks) == truth, f"seed {seed}"
+
+
+def test_noise_that_is_drawn_supports_no_hierarchy():
+    rows = np.random.default_rng(0).standard_normal((500, TWO.n_features))
+    with pytest.raises(ValueError, match="covariance: supports none of the 5 columns offered"):
+        select(SampleCovariance.from_data(rows), TWO)
 
 
 def test_found_columns_reads_the_table():
