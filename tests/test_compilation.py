@@ -164,9 +164,7 @@ def best_seconds(run, repeats=5):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["naive-svd", "hcl-svd", "hcl-gn", "hcl-ml", "hcl-vb", "jive", "ajive", "slide", "sjive", "mmfl"]
-)
+@pytest.mark.parametrize("name", [*ESTIMATORS, "jive", "ajive", "slide", "sjive", "mmfl"])  # others take minutes themselves
 def test_a_plain_call_takes_at_most_five_times_the_compiled_program(name):
     plain = call(name, 0, Hierarchy.full((30, 20, 25), 1), n=200)
     leaves, structure = jax.tree.flatten((plain.args, plain.keywords))
