@@ -50,7 +50,7 @@ def fig_accuracy(table: pl.DataFrame) -> Figure:
             face = "white" if method.endswith("+group") else look.colour
             panel.errorbar(accuracy, place, xerr=error, color=look.colour, marker="o", linestyle="", markerfacecolor=face)
         panel.set_yticks(range(len(means)), [label(method) for method in means["method"]])
-        panel.set(xlabel="test accuracy, mean ± corrected standard error", title=TITLES.get(group["data"][0], group["data"][0]))
+        panel.set(xlabel="test accuracy\nmean ± corrected standard error", title=TITLES.get(group["data"][0], group["data"][0]))
         panel.text(0.98, 0.02, f"{group['split'].n_unique()} splits", transform=panel.transAxes, ha="right", fontsize=6.5)
     return figure
 
