@@ -94,7 +94,7 @@ def settings(table: pl.DataFrame, columns: tuple[str, ...] = SETTING) -> list[tu
 def setting_title(setting: dict) -> str:
     """What a panel shows: dimensions, ranks and noise, and whatever is not at its default."""
     dims = setting["dims"].replace("x", ", ")
-    parts = [f"dims ({dims}), {_ranks(setting)}, $\\sigma^2$ = {setting['noise_variance']:g}"]
+    parts = [f"dims ({dims}), {_ranks(setting)}, $\\sigma^2$ = {number_name(setting['noise_variance'])}"]
     others = [f"{name.replace('_', ' ')} {value}" for name, value in _not_default(setting).items()]
     return "\n".join(parts + [textwrap.fill(other, width=60) for other in others])
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
-from hcl_jax.views import as_matrix, as_views, deviations, real_numbers
+from hcl_jax.views import as_matrix, as_number, as_views, deviations
 
 Rows = slice | np.ndarray
 """Some of the features: a slice, or their numbers."""
@@ -105,10 +105,7 @@ class SampleCovariance(eqx.Module):
             raise ValueError(
                 f"{name}: has shape {held.shape}; expected {'rows × features' if matrix is None else 'a square matrix'}"
             )
-        count = real_numbers(n, "n:")
-        if count.shape != () or not (isinstance(count, jax.core.Tracer) or 2 <= count.item() < np.inf):
-            said = f"has shape {count.shape}" if count.shape else f"is {n}"
-            raise ValueError(f"n: {said}; expected at least 2 samples, as one number")
+        count = as_number(n, "n", "at least 2 samples, as one number", lambda n: 2 <= n < np.inf)
         if data is None and not isinstance(held, jax.core.Tracer):
             _check_covariance_matrix(np.asarray(held))
         self.matrix, self.data = (held, None) if data is None else (None, held)

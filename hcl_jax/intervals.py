@@ -38,7 +38,7 @@ from hcl_jax.support import (
     supported_point,
     without_rotations,
 )
-from hcl_jax.views import real_numbers
+from hcl_jax.views import as_number
 
 VALID, NOT_CONVERGED, INEFFICIENT, BOUNDARY, OUT_OF_CG_STEPS = range(5)
 STATUS_TEXT = {
@@ -198,9 +198,7 @@ def _truncated(values: Array, errors: Array, cut: Array, level: float) -> tuple[
 
 
 def _check(level: float, estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
-    number = real_numbers(level, "level:")
-    if number.shape != () or not 0 < number < 1:
-        raise ValueError(f"level: is {level}; expected a number between 0 and 1")
+    as_number(level, "level", "a number between 0 and 1", lambda number: 0 < number < 1)
     check_problem(covariance, hierarchy)
     if not isinstance(estimate, Estimate):
         raise ValueError(f"estimate: is of type {type(estimate).__name__}; expected an Estimate, such as hcl-ml returns")

@@ -15,7 +15,7 @@ from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance, check_covariance
 from hcl_jax.fisher import check_noise, noise_by_feature
 from hcl_jax.structure import Hierarchy, Structure, as_hierarchy
-from hcl_jax.views import as_key, by_feature, check_count, real_numbers
+from hcl_jax.views import as_key, as_number, by_feature, check_count, real_numbers
 
 T_DEGREES = 10.0  # scaled t latents: finite moments up to the ninth
 
@@ -257,10 +257,7 @@ def sample_wishart_covariance(key: Key[Array, ""], truth: Truth, n: int | float 
     """
     as_truth(truth, Truth)
     d, dtype = truth.loadings.shape[0], truth.loadings.dtype
-    count = real_numbers(n, "n:")
-    if count.shape != () or not (isinstance(count, jax.core.Tracer) or d + 1 <= count.item() < np.inf):
-        said = f"has shape {count.shape}" if count.shape else f"is {n}"
-        raise ValueError(f"n: {said}; expected at least {d + 1}, one more than the number of features")
+    as_number(n, "n", f"at least {d + 1}, one more than the number of features", lambda n: d + 1 <= n < np.inf)
     k_normal, k_chi = jr.split(as_key(key, "to draw the covariance"))
     nu = jnp.asarray(n, dtype) - 1
     chi = jnp.sqrt(2 * jr.gamma(k_chi, (nu - jnp.arange(d, dtype=dtype)) / 2, dtype=dtype))

@@ -172,10 +172,8 @@ def _weak_blocks(point: Point, nu: Float[Array, ""]) -> tuple[Bool[Array, "M K"]
         rotated.append(F)
         ratios.append(jnp.where(shared[m - 1], squares[m - 1] / noise, jnp.inf))
     ratio = jnp.stack(ratios)
-    least = jnp.argmin(
-        jnp.where(same[None], ratio[:, None, :], jnp.inf).min(axis=2), axis=0
-    )  # one view for all columns of a group
-    chosen = least[None] == jnp.arange(len(ratios))[:, None]
+    in_group = jnp.where(same[None], ratio[:, None, :], jnp.inf).min(axis=2)  # so that a group's columns choose the same view
+    chosen = jnp.argmin(in_group, axis=0)[None] == jnp.arange(len(ratios))[:, None]
     return chosen & (ratio < 1), jnp.where(chosen[:, None], jnp.stack(rotated), 0).sum(axis=0)
 
 

@@ -8,7 +8,7 @@ import numbers
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -62,16 +62,20 @@ class Views:
         dtype = jax.dtypes.canonicalize_dtype(np.result_type(*[np.dtype(matrix.dtype) for matrix in self.matrices]))
         for name, matrix in zip(self.names, self.matrices, strict=True):
             if isinstance(matrix, np.ndarray) and np.finfo(matrix.dtype).eps < np.finfo(dtype).eps:
-                _, means, spreads = centred(matrix)
-                lost = (spreads > 0) & (np.finfo(dtype).eps * np.abs(means) > ROUNDED * spreads)
-                if lost.any():
-                    column = int(lost.argmax())
-                    raise ValueError(
-                        f"views: {name}: column {column} has mean {means[column]:.3g} and standard deviation "
-                        f"{spreads[column]:.3g}, which {dtype} does not hold; expected columns that are nearer to 0, or "
-                        'jax.config.update("jax_enable_x64", True)'
-                    )
+                _refuse_rounded(matrix, name, dtype)
         return jnp.concatenate([jnp.asarray(matrix, dtype) for matrix in self.matrices], axis=1)
+
+
+def _refuse_rounded(matrix: np.ndarray, name: str, dtype: np.dtype) -> None:
+    """Raise `ValueError` if rounding to the precision takes more than `ROUNDED` of a column's standard deviation."""
+    _, means, spreads = centred(matrix)
+    lost = (spreads > 0) & (np.finfo(dtype).eps * np.abs(means) > ROUNDED * spreads)
+    if lost.any():
+        column = int(lost.argmax())
+        raise ValueError(
+            f"views: {name}: column {column} has mean {means[column]:.3g} and standard deviation {spreads[column]:.3g}, which "
+            f'{dtype} does not hold; expected columns that are nearer to 0, or jax.config.update("jax_enable_x64", True)'
+        )
 
 
 class _Table(NamedTuple):
@@ -229,6 +233,16 @@ def _checked_numbers(value: Any, where: str) -> Numbers:
         wrong = array.size - int(finite.sum())
         raise ValueError(f"{where} holds NaN or infinite values in {wrong} of {array.size} cells; expected finite numbers")
     return array
+
+
+def as_number(value: Any, argument: str, expected: str, allowed: Callable[[float], bool]) -> Numbers:
+    """The real number. Raises `ValueError` that names the argument, its value and what was `expected` for anything else, and for
+    a number that is not allowed. (Traced ones pass.)"""
+    number = real_numbers(value, f"{argument}:")
+    if number.shape != () or not (isinstance(number, jax.core.Tracer) or allowed(float(number))):
+        said = f"has shape {number.shape}" if number.shape else f"is {value}"
+        raise ValueError(f"{argument}: {said}; expected {expected}")
+    return number
 
 
 def real_numbers(value: Any, where: str) -> Numbers:

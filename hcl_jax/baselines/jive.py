@@ -36,7 +36,7 @@ from hcl_jax.linalg import (
     principal_axes,
     singular_values,
 )
-from hcl_jax.structure import Hierarchy, as_hierarchy
+from hcl_jax.structure import CONVERGED, NON_FINITE, OUT_OF_STEPS, Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, centred, view_norms
 
 WARM_FROM = 3  # times the columns of the warm-started basis: from this size of a matrix on it beats an eigendecomposition
@@ -272,9 +272,10 @@ def _solve(
     problem = _Problem(core, rows, masks, start, config.start == "shared", smallest_move)
     plain = config.orthogonal_individual or not widths[0]
     parts, change = (_alternate if plain else _accelerate)(problem, config)
-    status = jnp.where(change > smallest_move, 1, 0)
-    healthy = jnp.isfinite(change) & jnp.isfinite(core).all()
-    return parts._replace(status=jnp.where(healthy | (status == 1), status, 2).astype(jnp.int32))
+    moving = change > smallest_move
+    healthy = moving | (jnp.isfinite(change) & jnp.isfinite(core).all())
+    status = jnp.where(healthy, jnp.where(moving, OUT_OF_STEPS, CONVERGED), NON_FINITE)
+    return parts._replace(status=status.astype(jnp.int32))
 
 
 def _move(parts: _Parts, old: _Parts) -> Float[Array, ""]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from hcl_jax.covariance import SampleCovariance, check_covariance
 from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy, as_hierarchy
-from hcl_jax.views import check_count, real_numbers
+from hcl_jax.views import as_number, check_count
 
 Fit = TypeVar("Fit", bound=Callable[..., "Estimate"])
 
@@ -79,9 +79,7 @@ def check_iterative(covariance: SampleCovariance, hierarchy: Hierarchy, toleranc
     counted from 0. (Traced options pass.)"""
     check_problem(covariance, hierarchy)
     if tolerance is not None:
-        number = real_numbers(tolerance, "tolerance:")
-        if number.shape != () or not (isinstance(number, jax.core.Tracer) or number > 0):
-            raise ValueError(f"tolerance: is {tolerance}; expected a positive number")
+        as_number(tolerance, "tolerance", "a positive number", lambda number: number > 0)
     if not isinstance(max_steps, jax.core.Tracer):
         check_count(max_steps, "max_steps", 0)
 

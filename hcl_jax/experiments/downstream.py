@@ -47,7 +47,7 @@ from hcl_jax.prediction import (
     posterior_mean_scores,
     ridge,
 )
-from hcl_jax.structure import Hierarchy, Structure, structure_name
+from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy, Structure, structure_name
 
 N_FOLDS = 5
 RAW, LIMIT, OWN = "raw", "bayes", "own"
@@ -246,7 +246,8 @@ def score_outcome(regression: str, fit: LinearFit | None, drawn: Drawn) -> Outco
 
 def _worse(fit: Array, regression: Array) -> Array:
     """Non-finite before out of steps before projected before converged."""
-    order = jnp.array([0, 2, 3, 1])
+    severity = {CONVERGED: 0, ON_BOUND: 1, OUT_OF_STEPS: 2, NON_FINITE: 3}
+    order = jnp.array([severity[code] for code in sorted(severity)])
     return jnp.where(order[fit] >= order[regression], fit, regression)
 
 

@@ -27,7 +27,7 @@ from hcl_jax.prediction.paths import (
     shrink_groups,
 )
 from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy, as_hierarchy
-from hcl_jax.views import as_key, as_matrix, as_response, check_count, check_folds, real_numbers
+from hcl_jax.views import as_key, as_matrix, as_number, as_response, check_count, check_folds
 
 PROJECTED = ON_BOUND  # what that status says of a regression
 EIGENVALUE_FLOOR = 1e-2
@@ -239,9 +239,7 @@ def group_lasso(
     _check(moments, as_hierarchy(hierarchy))
     check_option(rule, "rule", Rule)
     check_count(max_steps, "max_steps", 1)
-    power = real_numbers(adaptive, "adaptive:")
-    if power.shape != () or not (isinstance(power, jax.core.Tracer) or 0 <= power < np.inf):
-        raise ValueError(f"adaptive: is {adaptive}; expected a number of at least 0")
+    power = as_number(adaptive, "adaptive", "a number of at least 0", lambda power: 0 <= power < np.inf)
     power = jnp.asarray(power, moments.x.dtype)  # an array: other powers find the same program
     return _group_lasso(moments, hierarchy, _noise_gram(noise_gram, moments), power, rule, max_steps)
 
