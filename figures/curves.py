@@ -15,8 +15,8 @@ from hcl_jax.structure import NON_FINITE, ON_BOUND, OUT_OF_STEPS
 from style import LIMIT, MethodStyle, log_axes, method_style, ordered
 
 SETTING = ("dims", "structures", "ranks", "noise_variance", "latent", "sampling", "loadings", "fitted")
-DOWNSTREAM_SETTING = ("dims", "structures", "ranks", "noise_variance", "response_noise_variance", "support")
-DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
+DOWNSTREAM_SETTING = ("dims", "structures", "ranks", "noise_variance", "response_noise_variance", "support", "link")
+DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": "", "link": "identity"}
 DEFAULTS |= {"response_noise_variance": 0.1}
 
 

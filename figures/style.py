@@ -53,6 +53,18 @@ METHODS = {
     "hnn": MethodStyle("HNN", "#AA3377", "p", "-."),
     "raw": MethodStyle("features", "#777777", "|", ":"),
     "bayes": MethodStyle("Bayes limit", "#000000", "", (0, (5, 1))),
+    # deep methods, and what they are compared with: Paul Tol's light and dark schemes, dotted
+    "hcl": MethodStyle("HCL, nonlinear", "#BB5566", "*"),
+    "hcl-copula": MethodStyle("HCL-ML on normal scores", "#004488", "D"),
+    "hcl-flow": MethodStyle("HCL, links by likelihood", "#DDAA33", "o"),
+    "hcl-released": MethodStyle("HCL, released code", "#EE8866", ">", ":"),
+    "misa": MethodStyle("MISA", "#77AADD", "^", ":"),
+    "convirt": MethodStyle("ConVIRT", "#44BB99", "v", ":"),
+    "dlf": MethodStyle("DLF", "#AAAA00", "s", ":"),
+    "tsd": MethodStyle("TSD", "#FFAABB", "X", ":"),
+    "linear": MethodStyle("HCL-ML on features", "#117733", "P", "-."),
+    "supervised": MethodStyle("encoders that see the factors", "#555555", "", "--"),
+    "oracle": MethodStyle("link and loadings known", "#000000", "", (0, (5, 1))),
     # beside which the benchmarks time: Paul Tol's vibrant scheme, dashed
     "numpy-em": MethodStyle("EM in NumPy", "#EE7733", "^", "--"),
     "factor-analysis": MethodStyle("factor analysis, scikit-learn", "#0077BB", "v", "--"),
@@ -96,6 +108,9 @@ METRICS = {
     "rmse": "RMSE",
     "smape": "SMAPE, per cent",
     "r_squared": "$R^2$",
+    "r_squared_all": "$R^2$ of all scores",
+    "leak": "largest $R^2$ of other factors",
+    "quadratic": "share explained by products",
     "bayes_excess": r"$E(y - \hat y)^2 - \mathrm{Var}(y|x)$",
     "beta_error": r"$(\sum_s \|O_s^\top\hat\beta_s - \beta_s\|^2)^{1/2}$",
     "structure_beta_error": r"$\|O_s^\top\hat\beta_s - \beta_s\|$",
@@ -191,12 +206,17 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def log_axes(axes: Axes, sizes: list[int]) -> None:
-    """n and an error on log axes, with ticks that can be read off within a decade."""
+    """Both axes logarithmic, with ticks at the sizes that were run."""
+    size_axis(axes, sizes)
+    log_errors(axes)
+
+
+def size_axis(axes: Axes, sizes: list[int]) -> None:
+    """A logarithmic horizontal axis, with ticks at the sizes that were run, or some of them."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(readable_sizes(sizes)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: short_count(n)))
-    log_errors(axes)
 
 
 def short_count(n: float) -> str:

@@ -160,6 +160,29 @@ def prediction_errors(coefficients: Float[Array, " d"], intercept: Float[Array, 
     }
 
 
+def prediction_errors_on_rows(
+    predicted: Float[Array, " n"], u: Float[Array, "n d"], y: Float[Array, " n"], truth: ResponseTruth
+) -> dict[str, Array]:
+    """The errors of predictions of rows of the linear model, u, whatever a method saw of them, and their responses.
+
+    | name | definition |
+    |---|---|
+    | `bayes_excess` | mean of (E[y|u] − ŷ)² |
+    | `rmse` | √(Var(y|u) + `bayes_excess`), which the rows' own noise does not enter |
+    | `r_squared` | 1 − `rmse`²/Var y |
+    | `smape` | mean of 2|y − ŷ|/(|y| + |ŷ|), per cent |
+    """
+    excess = jnp.mean((u @ truth.conditional_mean() - predicted) ** 2)
+    risk = truth.conditional_variance() + excess
+    size = jnp.abs(y) + jnp.abs(predicted)
+    return {
+        "rmse": jnp.sqrt(risk),
+        "smape": 200 * jnp.mean(jnp.abs(y - predicted) / jnp.where(size > 0, size, 1)),
+        "r_squared": 1 - risk / (jnp.sum(truth.coefficients**2) + truth.response_noise_variance),
+        "bayes_excess": excess,
+    }
+
+
 @compiled
 def coefficient_errors(
     coefficients: Float[Array, " K"], loadings: Float[Array, "d K"], hierarchy: Hierarchy, truth: ResponseTruth

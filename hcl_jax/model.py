@@ -127,6 +127,13 @@ def sample_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: DTypeLike 
     return loadings
 
 
+def sample_normal_loadings(key: Key[Array, ""], hierarchy: Hierarchy, dtype: DTypeLike = jnp.float32) -> Float[Array, "d K"]:
+    """Λ with entries N(0, 4/d_m) where the hierarchy has them: signal that does not fade as features are added."""
+    scale = 2 / np.sqrt(np.repeat(as_hierarchy(hierarchy).dims, hierarchy.dims))
+    entries = jr.normal(as_key(key, "to draw the loadings"), hierarchy.mask.shape, dtype)
+    return jnp.where(hierarchy.mask, entries * jnp.asarray(scale, dtype)[:, None], 0)
+
+
 def sample_truth(
     key: Key[Array, ""],
     hierarchy: Hierarchy,

@@ -90,7 +90,7 @@ class _Table(NamedTuple):
         return self._replace(matrix=self.matrix[np.asarray(order)])
 
 
-def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "views") -> Views:
+def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "views", absent: bool = False) -> Views:
     """The views that are meant by a matrix (one view), an iterable of matrices, or a dictionary of them by name.
 
     A matrix is anything that NumPy reads as one, samples × features; a list of lists of numbers is one matrix. Frames name their
@@ -104,7 +104,8 @@ def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "
 
     Raises `ValueError` that names the `argument`, the view, what was found and what was expected: no view, no sample, no feature,
     no matrix, complex numbers, text, cells that are missing, NaN or infinite (how many), other numbers of rows, names that occur
-    twice, samples that some view lacks. `names` are those of the views of an iterable.
+    twice, samples that some view lacks. `names` are those of the views of an iterable. Where views may be `absent`, a row of a
+    view that is NaN throughout is one that the sample lacks; NaN in some of its cells is refused.
     """
     if isinstance(data, Views):
         return data if names is None else replace(data, names=_checked_names(names, len(data.names), argument))
@@ -116,7 +117,8 @@ def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "
     if named is not None:
         named = _checked_names(named, len(given), argument)
         labels = [f"view {name!r}" for name in named]
-    tables = _aligned([_table(value, f"{argument}: {label}") for value, label in zip(given, labels, strict=True)], argument)
+    read = [_table(value, f"{argument}: {label}", absent) for value, label in zip(given, labels, strict=True)]
+    tables = _aligned(read, argument)
     samples = next((table.samples for table in tables if table.samples is not None), None)
     features = tuple(table.features for table in tables)
     return Views(tuple(table.matrix for table in tables), tuple(named or labels), features, samples)
@@ -164,7 +166,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _table(value: Any, where: str) -> _Table:
+def _table(value: Any, where: str, absent: bool) -> _Table:
     features, samples = None, None
     if hasattr(value, "get_column"):  # polars
         columns = list(value.columns)
@@ -174,14 +176,27 @@ def _table(value: Any, where: str) -> _Table:
         features = [str(name) for name in columns]
     elif hasattr(value, "columns") and hasattr(value, "index"):  # pandas
         features, samples = [str(name) for name in value.columns], _index_names(value.index)
-    matrix = _checked_numbers(value, where)
+    matrix = real_numbers(value, where) if absent else _checked_numbers(value, where)
     if matrix.ndim != 2:
         raise ValueError(f"{where} has shape {matrix.shape}; expected a matrix, samples × features")
+    if absent:
+        _checked_numbers(_whole_rows(matrix), where)
     if 0 in matrix.shape:
         raise ValueError(f"{where} has shape {matrix.shape}; expected at least one sample and one feature")
     for names, what in ((features, "features"), (samples, "samples")):
         _refuse_repeated(names or (), where, what)
     return _Table(where, matrix, tuple(features or map(str, range(matrix.shape[1]))), samples)
+
+
+def _whole_rows(matrix: Numbers) -> Numbers:
+    """The matrix, with 0 in the rows that are absent."""
+    xp = jnp if isinstance(matrix, jax.Array) else np
+    return xp.where(xp.isnan(matrix).all(axis=1, keepdims=True), xp.zeros((), matrix.dtype), matrix)
+
+
+def presence_of(views: Views) -> Bool[Array, "n M"]:
+    """Which views each sample has: those whose row is not NaN throughout."""
+    return jnp.stack([~jnp.isnan(jnp.asarray(matrix)).all(axis=1) for matrix in views.matrices], axis=1)
 
 
 def _index_names(index: Any) -> tuple[Hashable, ...] | None:
@@ -339,6 +354,22 @@ def as_labels(labels: Any, n: int, n_classes: int, argument: str = "labels") -> 
     return jnp.asarray(array, jnp.int32)
 
 
+def check_options(
+    options: Any, *, choices: Mapping[str, tuple[str, ...]], positive: Sequence[str] = (), least: Mapping[str, int] | None = None
+) -> None:
+    """Raise `ValueError` that names the option unless each is among its choices, positive, or at least so large. None passes."""
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            listed = f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
+            raise ValueError(f"{name}: is {getattr(options, name)!r}; expected {listed}")
+    given = {name: getattr(options, name) for name in (*positive, *(least or {})) if getattr(options, name) is not None}
+    for name, value in given.items():
+        if name in positive and not value > 0:
+            raise ValueError(f"{name}: is {value}; expected a positive number")
+        if least and name in least and not value >= least[name]:
+            raise ValueError(f"{name}: is {value}; expected at least {least[name]}")
+
+
 def check_count(value: Any, argument: str, least: int) -> None:
     """Raise `ValueError` that names the argument unless it is a whole number, at least that."""
     number = whole_number(value)
@@ -402,12 +433,18 @@ def norms(X: Held) -> Held:
     return unit * xp.sqrt(xp.sum((X / unit[None, :]) ** 2, axis=0))
 
 
+def centre_and_scale(X: Held) -> tuple[Held, Held]:
+    """(means, standard deviations) of the columns; infinite deviations of those that are constant, which then become 0."""
+    _, centre, deviation = centred(X)
+    xp: Any = np if isinstance(X, np.ndarray) else jnp
+    return centre, xp.where(deviation > 0, deviation, xp.inf)
+
+
 def standardise(train: Held, others: Held) -> Held:
     """`others` with the means and standard deviations of `train`; features that are constant there become 0."""
-    _, centre, deviation = centred(train)
-    xp = np if isinstance(train, np.ndarray) else jnp
-    scale = xp.where(deviation > 0, deviation, 1)
-    return xp.where((deviation > 0)[None, :], (others - centre[None, :]) / scale[None, :], 0)
+    centre, scale = centre_and_scale(train)
+    scaled: Any = (others - centre[None, :]) / scale[None, :]
+    return scaled
 
 
 def view_norms(X: Float[Array, "n d"], dims: Sequence[int]) -> Float[Array, " d"]:

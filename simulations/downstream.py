@@ -72,6 +72,8 @@ class Study(SweepOptions):
     """Numbers of labelled rows, which the regressions are fitted to."""
     response_noise_variance: float = 0.1
     """σ_y², of the response given the factors."""
+    link: tuple[str, ...] = ("identity",)
+    """Links between the linear model and the features: sinh, leaky, … (simulations/nonlinear.py --list-links)."""
     support: tuple[str, ...] = ()
     """Structures with non-zero coefficients, such as 123 12. None given: all of them."""
     methods: tuple[str, ...] = DEFAULT_METHODS
@@ -136,8 +138,9 @@ def make_cells(study: Study) -> tuple[DownstreamCell, ...]:
     hierarchies = [make_hierarchy(dims, study.rank, study.structures) for dims in study.dims]
     supports = [tuple(hierarchy.present(text, "support") for text in study.support) for hierarchy in hierarchies]
     return tuple(
-        DownstreamCell(hierarchy, n, m, noise, study.response_noise_variance, support)
+        DownstreamCell(hierarchy, n, m, noise, study.response_noise_variance, support, link)
         for hierarchy, support in zip(hierarchies, supports, strict=True)
+        for link in study.link
         for noise in study.noise_variance
         for m in study.m_grid
         for n in study.n_grid
@@ -148,7 +151,7 @@ def plan_study(arguments: Sequence[str]) -> Plan:
     """What the command line asks for; raises `ValueError` or `OutputError`, in one line that names the argument."""
     study = parse_study(arguments)
     check_options(study, known_methods())
-    for name in ("dims", "n_grid", "m_grid", "noise_variance", *(["support"] if study.support else [])):
+    for name in ("dims", "n_grid", "m_grid", "noise_variance", "link", *(["support"] if study.support else [])):
         check_list(name, getattr(study, name))
     if study.metric not in METRICS:
         raise ValueError(f"metric: unknown {study.metric!r}; expected one of {', '.join(METRICS)}")

@@ -19,7 +19,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import polars as pl
 import tyro
 from jaxtyping import Array
@@ -30,6 +29,7 @@ from hcl_jax.compiled import compiler_options
 from hcl_jax.estimators.variational import fit_posterior
 from hcl_jax.experiments import configure
 from hcl_jax.fisher import check_noise, spread
+from hcl_jax.model import sample_normal_loadings
 from hcl_jax.selection import evidence, found_columns
 from hcl_jax.structure import as_structure, structure_name
 
@@ -64,19 +64,12 @@ class Study:
     """The table: one row a replicate."""
 
 
-def draw_loadings(key: Array, hierarchy: Hierarchy, normal: bool) -> Array:
-    """Loadings of Section 4.1, or N(0, 4/d_m)."""
-    if not normal:
-        return sample_loadings(key, hierarchy, jnp.float64)
-    scale = 2 / np.sqrt(np.repeat(hierarchy.dims, hierarchy.dims))
-    return jnp.where(hierarchy.mask, jr.normal(key, hierarchy.mask.shape) * scale[:, None], 0)
-
-
 def fit_one(study: Study, truth_hierarchy: Hierarchy, fitted: Hierarchy, key: Array, n: Array, noise: Array) -> tuple:
     """(evidence, visible eigenvalues, status) of one draw."""
     k_truth, k_data = jr.split(key)
     psi = spread(noise * jnp.asarray(study.noise_ratios), truth_hierarchy, "view")
-    truth = Truth(draw_loadings(k_truth, truth_hierarchy, study.normal_loadings), psi, truth_hierarchy, noise="view")
+    sample = sample_normal_loadings if study.normal_loadings else sample_loadings
+    truth = Truth(sample(k_truth, truth_hierarchy, jnp.float64), psi, truth_hierarchy, noise="view")
     covariance = sample_wishart_covariance(k_data, truth, n)
     posterior, estimate = fit_posterior(covariance, fitted, noise=study.fit_noise)
     odds = evidence(posterior, covariance, fitted)

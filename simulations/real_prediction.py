@@ -40,7 +40,6 @@ from tqdm import tqdm
 import hcl_jax
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.baselines import BASELINES, ajive, jive, sjive
-from hcl_jax.baselines.linear import transform
 from hcl_jax.compiled import compiler_options
 from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import OutputError, configure
@@ -226,7 +225,7 @@ class Representations:
         fitted = self._run(
             method, lambda views, y, key: fit(views, self.hierarchy, y=y, key=key), split.train, optimal_scores(split), key
         )
-        return transform(fitted, split.train), transform(fitted, split.test)
+        return fitted.transform(split.train), fitted.transform(split.test)
 
     def fold_scores(self, method: str, split: Split, key: jax.Array) -> jax.Array:
         """folds × rows × scores: of all training rows, by representations that have not seen the rows of one fold each."""

@@ -13,7 +13,7 @@ from scipy.linalg import subspace_angles
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import ajive
 from hcl_jax.baselines.ajive import AjiveConfig, null_draws, signal_of
-from hcl_jax.baselines.linear import activity, transform
+from hcl_jax.fitted import activity
 
 FIT = jax.jit(ajive.fit, static_argnums=(1, 2))
 KEY = jr.key(0)
@@ -244,9 +244,9 @@ def test_parts_are_orthogonal_and_scores_of_training_rows_are_the_factors():
     np.testing.assert_allclose(F[:, :2].T @ F[:, 2:], np.zeros((2, 6)), atol=1e-12)
     for block in (slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)):
         np.testing.assert_allclose(F[:, block].T @ F[:, block], np.eye(2), atol=1e-12)
-    scores = np.asarray(transform(fitted, views))
+    scores = np.asarray(fitted.transform(views))
     np.testing.assert_allclose(scores, F, atol=1e-12)
-    alone = [transform(fitted, [view[i : i + 1] for view in views]) for i in range(3)]
+    alone = [fitted.transform([view[i : i + 1] for view in views]) for i in range(3)]
     np.testing.assert_allclose(np.concatenate(alone), scores[:3], rtol=1e-12, atol=1e-14)
     Z = np.concatenate([np.asarray(Z) for Z in centred(views)], axis=1)
     assert_within(float(fitted.objective), np.sum((Z - F @ np.asarray(fitted.loadings).T) ** 2), 1e-9, "objective")

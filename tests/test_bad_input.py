@@ -30,8 +30,8 @@ from hcl_jax import (
     sample_wishart_covariance,
 )
 from hcl_jax.baselines import BASELINES
-from hcl_jax.baselines.linear import predict, transform, variance_explained
 from hcl_jax.evaluation import corrected_mean
+from hcl_jax.fitted import variance_explained
 from hcl_jax.intervals import block_norm_intervals, delta_method, gram_intervals
 from hcl_jax.model import sample_coefficients, sample_response, sample_rows_given_covariance
 from hcl_jax.prediction import (
@@ -156,9 +156,9 @@ CASES: list[Case] = [
     ("accumulate_parquet", accumulate_parquet, [None, 3, [], [None], [3], "none.parquet", ["none.parquet"]], "paths"),
     ("CovarianceAccumulator", CovarianceAccumulator, [None, 3, (), (0,), "ab", (1.5,), (2, None)], "dims"),
     ("CovarianceAccumulator, update", CovarianceAccumulator((6, 5)).update, [None, 3, "x", [], VIEWS[0], VIEWS[:1]], "views"),
-    ("transform", lambda bad: transform(decomposition(), bad), BAD_VIEWS + OTHER_VIEWS, "views"),
+    ("transform", lambda bad: decomposition().transform(bad), BAD_VIEWS + OTHER_VIEWS, "views"),
     ("variance_explained", lambda bad: variance_explained(decomposition(), bad), BAD_VIEWS + OTHER_VIEWS, "views"),
-    ("predict", lambda bad: predict(BASELINES["mmfl"](VIEWS, H, y=Y, key=KEY), bad), BAD_VIEWS + OTHER_VIEWS, "views"),
+    ("predict", lambda bad: BASELINES["mmfl"](VIEWS, H, y=Y, key=KEY).predict(bad), BAD_VIEWS + OTHER_VIEWS, "views"),
     ("SampleCovariance", lambda bad: SampleCovariance(bad, n=50), BAD_MATRICES, "matrix"),
     ("SampleCovariance of rows", lambda bad: SampleCovariance(data=bad, n=50), BAD_MATRICES, "data"),
     ("SampleCovariance, n", lambda bad: SampleCovariance(np.eye(3), n=bad), BAD_N, "n"),

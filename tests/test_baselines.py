@@ -8,7 +8,7 @@ import pytest
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import BASELINES
-from hcl_jax.baselines.linear import activity, column_structures, part, predict, standardise, transform, variance_explained
+from hcl_jax.fitted import activity, column_structures, variance_explained
 
 HIERARCHY = Hierarchy((6, 5, 4), {(1, 2, 3): 1, (1, 2): 1, (1,): 1, (3,): 1})
 SUPERVISED = {"sjive", "sjive-permutation", "mmfl", "mmfl-cv"}
@@ -54,10 +54,10 @@ def unit_free_name(request):
 def test_scores_do_not_depend_on_the_company_of_a_row(name):
     _, fitted = fit(name)
     new, _ = make_views(n=7, seed=3)
-    together = transform(fitted, new)
-    alone = jnp.concatenate([transform(fitted, [view[i : i + 1] for view in new]) for i in range(7)])
+    together = fitted.transform(new)
+    alone = jnp.concatenate([fitted.transform([view[i : i + 1] for view in new]) for i in range(7)])
     np.testing.assert_allclose(alone, together, rtol=1e-9, atol=1e-12)
-    shuffled = transform(fitted, [view[::-1] for view in new])[::-1]
+    shuffled = fitted.transform([view[::-1] for view in new])[::-1]
     np.testing.assert_allclose(shuffled, together, rtol=1e-9, atol=1e-12)
 
 
@@ -65,7 +65,7 @@ def test_scores_of_the_training_rows_span_the_training_factors(unit_free_name):
     """What a method does to its own rows, the map does to any: least-squares scores of the fitted part are the factors."""
     _, fitted = fit(unit_free_name)
     used = np.asarray(fitted.membership.any(axis=0))
-    scores = np.asarray(transform(fitted, VIEWS))
+    scores = np.asarray(fitted.transform(VIEWS))
     assert np.isfinite(scores).all()
     assert np.abs(scores[:, ~used]).max(initial=0) <= 1e-12 * np.abs(scores).max()
     factors = np.asarray(fitted.factors)[:, used]
@@ -85,12 +85,12 @@ def test_tables(name):
     _, fitted = fit(name)
     counts, explained = activity(fitted), variance_explained(fitted, VIEWS)
     assert sum(counts.values()) == sum(bool(s) for s in column_structures(fitted))
-    Z = standardise(fitted, VIEWS)
+    Z = fitted.standardise(VIEWS)
     for (m, s), share in explained.items():
         assert share <= 1 + 1e-9
         if m not in s:
             assert share == 0
-    whole = part(fitted, fitted.membership.any(axis=0)) / fitted.scale[None, :]
+    whole = fitted.part(fitted.membership.any(axis=0)) / fitted.scale[None, :]
     left = float(jnp.sum((Z - whole) ** 2) / jnp.sum(Z**2))
     assert 0 <= left < 1 or not counts
 
@@ -101,7 +101,7 @@ def test_scaling_and_shifting_a_view_change_nothing(unit_free_name):
     moved = program([VIEWS[0] * 10 + 4, VIEWS[1], VIEWS[2] - 100], Y, jr.key(1))
     assert activity(moved) == activity(fitted)
     kept = fitted.membership.any(axis=0)
-    one, other = (np.asarray(part(f, kept)) for f in (fitted, moved))
+    one, other = (np.asarray(f.part(kept)) for f in (fitted, moved))
     for m, factor in zip(HIERARCHY.modalities, (10, 1, 1), strict=True):
         rows = HIERARCHY.rows(m)
         np.testing.assert_allclose(other[:, rows], factor * one[:, rows], atol=2e-3 * factor * np.abs(one[:, rows]).max())
@@ -119,10 +119,10 @@ def test_supervised_methods_predict_and_others_say_that_they_do_not(name):
     _, fitted = fit(name)
     if name not in SUPERVISED:
         with pytest.raises(ValueError, match="saw no response"):
-            predict(fitted, VIEWS)
+            fitted.predict(VIEWS)
         return
     new, y = make_views(n=400, seed=5)
-    assert np.corrcoef(predict(fitted, new), y)[0, 1] > 0.8
+    assert np.corrcoef(fitted.predict(new), y)[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("method", sorted({name.partition("-")[0] for name in BASELINES}))

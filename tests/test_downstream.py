@@ -12,7 +12,6 @@ from figures import downstream as drawing
 from figures import real_prediction as real_drawing
 from figures.means import mean_table
 from hcl_jax import ESTIMATORS, Estimate, Hierarchy
-from hcl_jax.baselines.linear import LinearFit
 from hcl_jax.experiments import downstream, read_results
 from hcl_jax.experiments.downstream import (
     Downstream,
@@ -24,6 +23,7 @@ from hcl_jax.experiments.downstream import (
     unlabelled_rows,
 )
 from hcl_jax.experiments.methods import estimator
+from hcl_jax.fitted import LinearFit
 from hcl_jax.prediction import least_squares
 from simulations.downstream import PRESETS, main
 
@@ -125,7 +125,7 @@ def test_every_method_has_stages():
     for method in known_methods():
         representation, _ = split_method(method)
         stages = Downstream().stages(CELL, method, False)
-        assert stages[0].name in (representation, method)
+        assert stages[0].name in (representation, f"{representation} (joint)", f"{representation} (tuned)", method)
 
 
 @pytest.mark.parametrize(

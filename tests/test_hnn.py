@@ -22,7 +22,7 @@ from hcl_jax.baselines.hnn import (
     structure_weights,
     sure_threshold,
 )
-from hcl_jax.baselines.linear import activity, transform
+from hcl_jax.fitted import activity
 from hcl_jax.structure import full_lattice
 
 CERTIFIED = {"a": (1.2722447481, 1.375937585, 1.376746407214576, 1.228060201704418)}
@@ -270,7 +270,7 @@ class TestFit:
         for s in SMALL.structures:
             mine = np.asarray(found.factors)[:, SMALL.columns(s)]
             assert_at_most(subspace_angles(mine, truth[:, SMALL.columns(s)]).max(), 1e-6, f"angle of the scores of {s}")
-        assert_at_most(relative(transform(found, views), found.factors), 1e-6, "transform of noise-free training rows")
+        assert_at_most(relative(found.transform(views), found.factors), 1e-6, "transform of noise-free training rows")
         assert activity(found) == dict(SMALL.ranks)
 
     def test_transform_is_least_squares_on_the_loadings(self):
@@ -279,7 +279,7 @@ class TestFit:
         views, _ = draw(SMALL, 60, 0.5)
         found = fitted(SMALL, GIVEN)(views, jr.key(0))
         Z = standardised([np.asarray(x) for x in views])
-        L, T = np.asarray(found.loadings), np.asarray(transform(found, views))
+        L, T = np.asarray(found.loadings), np.asarray(found.transform(views))
         left, restrained = Z - T @ L.T, Z - np.asarray(found.factors) @ L.T
         assert_at_most(np.abs(left @ L).max(), 1e-12, "residual of transform along the loadings")
         assert_at_least(np.linalg.norm(restrained), np.linalg.norm(left), "residual of the factors")
@@ -298,8 +298,8 @@ class TestFit:
     def test_one_row_at_a_time_and_all_at_once_agree(self):
         views, _ = draw(SMALL, 60, 0.5)
         found = fitted(SMALL, GIVEN)(views, jr.key(0))
-        rows = jnp.concatenate([transform(found, [x[i : i + 1] for x in views]) for i in range(5)])
-        np.testing.assert_allclose(rows, transform(found, [x[:5] for x in views]), rtol=1e-12, atol=1e-12)
+        rows = jnp.concatenate([found.transform([x[i : i + 1] for x in views]) for i in range(5)])
+        np.testing.assert_allclose(rows, found.transform([x[:5] for x in views]), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("config", [FIXED, pytest.param(CHOSEN, marks=pytest.mark.slow)])
     @pytest.mark.slow

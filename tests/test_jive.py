@@ -12,7 +12,7 @@ from helpers import CHAIN, assert_at_least, assert_at_most, assert_within, ortho
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import jive
 from hcl_jax.baselines.jive import JiveConfig
-from hcl_jax.baselines.linear import activity, part, transform
+from hcl_jax.fitted import activity
 from hcl_jax.linalg import least_squares_map
 
 FIT = jax.jit(jive.fit, static_argnums=(1, 2))
@@ -108,7 +108,7 @@ def test_scores_of_new_rows_are_those_of_r_jive():
     views, hierarchy = problem_of(stored)
     fitted = FIT(views, hierarchy, JiveConfig(orthogonal_individual=True, start="r.jive"), key=KEY)
     new = [stored[f"xnew{m}"] for m in (1, 2, 3)]
-    scores = np.asarray(transform(fitted, [jnp.asarray(view) for view in new]))
+    scores = np.asarray(fitted.transform([jnp.asarray(view) for view in new]))
     reconstructed = scores @ np.asarray(fitted.loadings).T * np.asarray(fitted.scale) + np.asarray(fitted.centre)
     recorded = np.concatenate([stored[f"pred_recon{m}"] for m in (1, 2, 3)], axis=1)
     assert_at_most(relative(reconstructed, recorded), 5e-5, "relative error of the reconstruction")
@@ -203,7 +203,7 @@ def test_joint_scores_are_orthogonal_to_individual_ones_and_errors_add_up():
         total = sum(np.sum(part[:, rows] ** 2) for part in (J, A, Z - J - A))
         assert_at_most(abs(np.sum(Z[:, rows] ** 2) - total), 1e-8, f"view {m}: what squares of the parts miss")
     assert_at_most(abs(float(fitted.objective) - np.sum((Z - J - A) ** 2)), 1e-12, "error of the objective")
-    by_part = np.asarray(part(fitted, jnp.arange(8) < 2))
+    by_part = np.asarray(fitted.part(jnp.arange(8) < 2))
     np.testing.assert_allclose(by_part, J * np.asarray(fitted.scale), atol=1e-12)
 
 
@@ -260,9 +260,9 @@ def test_scores_of_training_rows_are_the_factors_and_rows_stand_alone():
     """1e-6: E is orthogonal to the joint loadings up to the last move, 1e-11, over the gap of the singular values."""
     views = small()
     fitted = FIT(views, SMALL, TIGHT, key=KEY)
-    scores = np.asarray(transform(fitted, views))
+    scores = np.asarray(fitted.transform(views))
     assert_at_most(relative(scores, fitted.factors), 1e-6, "relative difference of scores and factors")
-    alone = [transform(fitted, [view[i : i + 1] for view in views]) for i in range(3)]
+    alone = [fitted.transform([view[i : i + 1] for view in views]) for i in range(3)]
     np.testing.assert_allclose(np.concatenate(alone), scores[:3], rtol=1e-12, atol=1e-14)
 
 
@@ -272,7 +272,7 @@ def test_orthogonal_individual_scores_lack_what_other_views_claim():
     fitted = FIT(views, SMALL, JiveConfig(tolerance=1e-11, orthogonal_individual=True), key=KEY)
     F, L = np.asarray(fitted.factors), np.asarray(fitted.loadings)
     np.testing.assert_allclose(F.T @ F, np.eye(8), atol=1e-7)
-    lacking = (np.asarray(transform(fitted, views)) - F) @ (L.T @ L)
+    lacking = (np.asarray(fitted.transform(views)) - F) @ (L.T @ L)
     assert_at_most(np.abs(lacking[:, :2]).max(), 1e-8, "of the joint scores")
     for m in range(3):
         own = slice(2 + 2 * m, 4 + 2 * m)

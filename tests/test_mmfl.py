@@ -11,7 +11,6 @@ from helpers import assert_at_least, assert_at_most, assert_close, relative
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import mmfl, slide
-from hcl_jax.baselines.linear import predict, transform
 from hcl_jax.baselines.mmfl import MmflConfig
 
 THREE = Hierarchy((8, 7, 6), {(1, 2, 3): 1, (1, 2): 1, (2, 3): 1, (1,): 1, (3,): 1})
@@ -191,8 +190,8 @@ def test_separable_classes_are_told_apart():
     train, test = [view[:80] for view in shifted], [view[80:] for view in shifted]
     fitted = compiled(train, THREE, CLASSES, y=y[:80], key=KEY)
     assert bool(((fitted.factors @ fitted.coefficients + fitted.intercept) * y[:80] > 0).all())
-    assert bool((predict(fitted, train) * y[:80] > 0).all())
-    assert bool((predict(fitted, test) * y[80:] > 0).all())
+    assert bool((fitted.predict(train) * y[:80] > 0).all())
+    assert bool((fitted.predict(test) * y[80:] > 0).all())
 
 
 @pytest.mark.parametrize(
@@ -208,16 +207,16 @@ def test_scores_of_rows(hierarchy, n, classes, oos):
     """Row by row; and for the training rows U = polar(T(λVᵀV + ββᵀ) + (t − b)βᵀ), the ββᵀ missing from least squares."""
     views, y = draw(hierarchy, n, classes=classes)
     fitted = compiled(views, hierarchy, config_for(classes, oos=oos), y=y, key=KEY)
-    scores = transform(fitted, views)
+    scores = fitted.transform(views)
     U, V, beta = (np.asarray(x) for x in (fitted.factors, fitted.loadings, fitted.coefficients))
     b, lam = float(fitted.intercept), lam_of(views, y)
     weights = lam * V.T @ V + (np.outer(beta, beta) if oos == "eq11" else 0)
     assert_close(scores, lam * standardised(views) @ V @ np.linalg.inv(weights), "scores")
     t = target_of(np.asarray(y), U @ beta + b, classes)
     assert_at_most(relative(polar(np.asarray(scores) @ weights + np.outer(t - b, beta)), U), 1e-6, "difference from U")
-    few = jnp.concatenate([transform(fitted, [view[i : i + 1] for view in views]) for i in range(5)])
+    few = jnp.concatenate([fitted.transform([view[i : i + 1] for view in views]) for i in range(5)])
     assert_close(few, scores[:5], "one row at a time")
-    assert_close(predict(fitted, views), scores @ fitted.coefficients + fitted.intercept, "prediction")
+    assert_close(fitted.predict(views), scores @ fitted.coefficients + fitted.intercept, "prediction")
 
 
 def test_both_kinds_of_score_predict_the_same_up_to_a_factor():
@@ -225,8 +224,8 @@ def test_both_kinds_of_score_predict_the_same_up_to_a_factor():
     by_ridge, by_squares = (compiled(views, THREE, MmflConfig(oos=oos), y=y, key=KEY) for oos in ("eq11", "ls"))
     V, beta = np.asarray(by_squares.loadings), np.asarray(by_squares.coefficients)
     factor = 1 / (1 + beta @ np.linalg.solve(lam_of(views, y) * V.T @ V, beta))
-    expected = factor * (predict(by_squares, views) - y.mean()) + y.mean()
-    assert_at_most(relative(predict(by_ridge, views), expected), 1e-9, "relative difference of the predictions")
+    expected = factor * (by_squares.predict(views) - y.mean()) + y.mean()
+    assert_at_most(relative(by_ridge.predict(views), expected), 1e-9, "relative difference of the predictions")
     assert 0 < factor < 1
 
 
@@ -238,7 +237,7 @@ def test_lam_does_not_depend_on_units_or_numbers_of_rows():
     predicted = fitted.factors @ fitted.coefficients
     assert_at_most(relative(rescaled.factors @ rescaled.coefficients, 3 * predicted), 1e-6, "other units")
     doubled = compiled([jnp.concatenate([view, view]) for view in views], THREE, y=jnp.concatenate([y, y]), key=KEY)
-    assert_at_most(relative(predict(doubled, views), predict(fitted, views)), 1e-6, "every row twice")
+    assert_at_most(relative(doubled.predict(views), fitted.predict(views)), 1e-6, "every row twice")
     absolute = MmflConfig(lam=float(lam_of(views, y)), relative=False)
     assert_at_most(relative(compiled(views, THREE, absolute, y=y, key=KEY).score_map, fitted.score_map), 1e-6, "λ as it stands")
 
@@ -258,7 +257,7 @@ def test_cross_validation_is_honest(classes):
     for fold in range(3):
         inside = fold_of != fold
         fitted = compiled([view[inside] for view in views], THREE, config_for(classes, gamma=0.1), y=y[inside], key=KEY)
-        predicted = np.asarray(predict(fitted, [view[~inside] for view in views]))
+        predicted = np.asarray(fitted.predict([view[~inside] for view in views]))
         held = np.asarray(y)[~inside]
         expected += np.sum(np.maximum(1 - held * predicted, 0) ** 2 if classes else (held - predicted) ** 2) / 60
     assert config.weights[2] == (1.0, 0.1)

@@ -12,8 +12,8 @@ from helpers import assert_at_least, assert_at_most, assert_within, numpy_loadin
 from scipy.linalg import subspace_angles
 
 from hcl_jax import Hierarchy
-from hcl_jax.baselines.linear import activity, predict, transform
 from hcl_jax.baselines.sjive import SjiveConfig, _Problem, fit
+from hcl_jax.fitted import activity
 
 SMALL = Hierarchy((9, 7), {(1, 2): 2, (1,): 1, (2,): 2})
 THREE = Hierarchy((6, 5, 7), {(1, 2, 3): 1, (1, 2): 1, (3,): 1})
@@ -72,7 +72,7 @@ class TestAgainstTheRPackage:
             assert_at_most(relative(ours, theirs), 1e-5, f"{name}: difference of part {block}")
         y = np.asarray(found.factors @ found.coefficients + found.intercept)
         assert_at_most(np.abs(y - reference["tight_fitted_y"]).max(), 5e-5, f"{name}: fitted response")
-        new = predict(found, views_of(reference, "xnew"))
+        new = found.predict(views_of(reference, "xnew"))
         assert_at_most(np.abs(new - reference["tight_pred_y"]).max(), 1e-4, f"{name}: predicted response")
 
     def test_loadings_and_coefficients_agree_up_to_sign(self, name):
@@ -189,8 +189,8 @@ class TestScores:
     def test_without_noise_transform_gives_the_factors_and_predict_the_response(self):
         views, y = draw(SMALL, noise=0.0)
         found = compiled(SMALL, HALF)(views, y, jr.key(0))
-        assert_at_most(relative(transform(found, views), found.factors), 1e-6, "transform of noise-free training rows")
-        assert_at_most(np.abs(predict(found, views) - y).max(), 1e-6, "error of the noise-free response")
+        assert_at_most(relative(found.transform(views), found.factors), 1e-6, "transform of noise-free training rows")
+        assert_at_most(np.abs(found.predict(views) - y).max(), 1e-6, "error of the noise-free response")
         assert activity(found) == dict(SMALL.ranks)
 
     def test_transform_is_least_squares_and_leaves_the_factors_the_less_the_larger_eta(self):
@@ -198,7 +198,7 @@ class TestScores:
         Z, apart = standardised(views, y)[:, :-1], []
         for config in (RESPONSE, HALF, VIEWS_ONLY):
             found = compiled(SMALL, config)(views, y, jr.key(0))
-            scores, L = np.asarray(transform(found, views)), np.asarray(found.loadings)
+            scores, L = np.asarray(found.transform(views)), np.asarray(found.loadings)
             assert_at_most(np.abs((Z - scores @ L.T) @ L).max(), 1e-10, "residual along the loadings")
             apart.append(relative(scores, found.factors))
         assert apart[0] > apart[1] > apart[2]
@@ -207,9 +207,9 @@ class TestScores:
     def test_one_row_at_a_time_and_all_at_once_agree(self):
         views, y = draw(SMALL)
         found = compiled(SMALL, HALF)(views, y, jr.key(0))
-        for function in (transform, predict):
-            rows = jnp.concatenate([function(found, [x[i : i + 1] for x in views]) for i in range(5)])
-            np.testing.assert_allclose(rows, function(found, [x[:5] for x in views]), rtol=1e-12, atol=1e-12)
+        for function in (found.transform, found.predict):
+            rows = jnp.concatenate([function([x[i : i + 1] for x in views]) for i in range(5)])
+            np.testing.assert_allclose(rows, function([x[:5] for x in views]), rtol=1e-12, atol=1e-12)
 
     @pytest.mark.slow
     def test_more_features_than_rows(self):
@@ -249,7 +249,7 @@ class TestSelection:
             left = np.empty(90)
             for held in (fold == f for f in range(3)):
                 found = compiled(SMALL, config)([x[~held] for x in views], y[~held], jr.key(0))
-                left[held] = y[held] - predict(found, [x[held] for x in views])
+                left[held] = y[held] - found.predict([x[held] for x in views])
             errors.append((left**2).mean())
         best = (RESPONSE, HALF, VIEWS_ONLY)[int(np.argmin(errors))]
         chosen = compiled(SMALL, CHOSEN)(views, y, jr.key(0))
@@ -279,7 +279,7 @@ class TestSelection:
         found, exact = run(views, y, jnp.array([2, 1, 2])), compiled(SMALL, HALF)(views, y, jr.key(0))
         assert activity(found) == dict(SMALL.ranks)
         assert_at_most(abs(float(found.objective) / float(exact.objective) - 1), 1e-9, "objective in wider arrays")
-        np.testing.assert_allclose(predict(found, views), predict(exact, views), atol=1e-5)
+        np.testing.assert_allclose(found.predict(views), exact.predict(views), atol=1e-5)
 
     @pytest.mark.parametrize("config", [HALF, pytest.param(CHOSEN, marks=pytest.mark.slow)])
     def test_vmap_changes_nothing(self, config):

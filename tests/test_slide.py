@@ -11,8 +11,8 @@ from helpers import assert_at_least, assert_at_most, assert_close, orthogonal, r
 
 from hcl_jax import Hierarchy
 from hcl_jax.baselines import slide
-from hcl_jax.baselines.linear import activity, column_structures, transform, variance_explained
 from hcl_jax.baselines.slide import SlideConfig
+from hcl_jax.fitted import activity, column_structures, variance_explained
 
 THREE = Hierarchy((7, 6, 8), {(1, 2, 3): 2, (1, 2): 1, (2, 3): 1, (1,): 1, (3,): 2})
 PAIR = Hierarchy((6, 7), {(1,): 2, (2,): 2})
@@ -221,7 +221,7 @@ def test_a_structure_shared_by_all_is_the_singular_value_decomposition():
     fitted = compiled(views, hierarchy, key=KEY)
     left, values, right = np.linalg.svd(standardised(views), full_matrices=False)
     assert_close(fitted.factors @ fitted.loadings.T, (left[:, :4] * values[:4]) @ right[:4], "decomposition of rank 4")
-    assert_close(transform(fitted, views), fitted.factors, "least-squares scores of the training rows")
+    assert_close(fitted.transform(views), fitted.factors, "least-squares scores of the training rows")
     assert_close(jnp.linalg.norm(fitted.loadings, axis=0), values[:4], "columns in order, their lengths the singular values")
 
 
@@ -267,7 +267,7 @@ def test_individual_structures_cost_at_least_separate_decompositions():
 def test_variance_explained_is_that_of_the_columns():
     views = draw(THREE)
     fitted = compiled(views, THREE, key=KEY)
-    Z, U, V = standardised(views), np.asarray(transform(fitted, views)), np.asarray(fitted.loadings)
+    Z, U, V = standardised(views), np.asarray(fitted.transform(views)), np.asarray(fitted.loadings)
     table = variance_explained(fitted, views)
     column = THREE.columns((1, 2)).start
     rows = THREE.rows(1)
@@ -282,11 +282,11 @@ def test_scores_of_rows(hierarchy, n):
     """Row by row, and for the training rows U = polar(scores · VᵀV): the same space as U."""
     views = draw(hierarchy, n)
     fitted = compiled(views, hierarchy, key=KEY)
-    scores = transform(fitted, views)
+    scores = fitted.transform(views)
     V = np.asarray(fitted.loadings)
     assert_close(scores, standardised(views) @ np.linalg.pinv(V.T), "least-squares scores")
     assert_close(numpy_polar(np.asarray(scores) @ V.T @ V), fitted.factors, "training scores, made orthonormal")
-    rows = jnp.concatenate([transform(fitted, [view[i : i + 1] for view in views]) for i in range(5)])
+    rows = jnp.concatenate([fitted.transform([view[i : i + 1] for view in views]) for i in range(5)])
     assert_close(rows, scores[:5], "one row at a time")
     U, V, _ = numpy_given(standardised(views), hierarchy.mask, 1e-22)
     assert_at_most(relative(fitted.factors @ fitted.loadings.T, U @ V.T), 1e-6, "relative difference of UVᵀ")
@@ -299,8 +299,8 @@ def test_new_rows_are_scored_by_training_constants():
     hierarchy = stored_hierarchy(stored)
     fitted = compiled(stored_views(stored), hierarchy, key=KEY)
     new = [jnp.asarray(stored[f"xnew{m}"]) for m in (1, 2)]
-    scores = transform(fitted, new)
-    assert_close(transform(fitted, [view[:3] for view in new]), scores[:3], "scores of three of twenty rows")
+    scores = fitted.transform(new)
+    assert_close(fitted.transform([view[:3] for view in new]), scores[:3], "scores of three of twenty rows")
     Z = standardised(new)
     theirs = numpy_polar(Z @ stored["v"])
     assert_at_most(relative(theirs, stored["scores_test"]), 1e-9, "the package's scores, recomputed")

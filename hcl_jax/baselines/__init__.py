@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from hcl_jax.baselines import ajive, hnn, jive, mmfl, sjive, slide
-from hcl_jax.baselines.linear import LinearFit, check_views
+from hcl_jax.fitted import LinearFit, check_views
 from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import as_key, as_response
 

@@ -12,20 +12,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from hcl_jax.baselines.linear import (
-    LinearFit,
-    check_given_ranks,
-    check_options,
-    check_view_ranks,
-    given_ranks,
-    joint_then_individual,
-    stack_blocks,
-    stack_views,
-)
+from hcl_jax.baselines.linear import check_given_ranks, check_view_ranks, given_ranks, joint_then_individual, stack_blocks
 from hcl_jax.compiled import compiled
+from hcl_jax.fitted import LinearFit, stack_views
 from hcl_jax.linalg import spectral_norm, top_eigenpairs_of
 from hcl_jax.structure import Hierarchy, as_hierarchy
-from hcl_jax.views import as_key, centred, view_norms
+from hcl_jax.views import as_key, centred, check_options, view_norms
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, check_options, stack_views
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
+from hcl_jax.fitted import LinearFit, stack_views
 from hcl_jax.linalg import least_squares_map, spd_inverse
 from hcl_jax.structure import Hierarchy, Structure, as_hierarchy, full_lattice
-from hcl_jax.views import as_key, centred, view_norms
+from hcl_jax.views import as_key, centred, check_options, view_norms
 
 RANK_TOLERANCE = 1e-3  # singular values of standardised views below this are zero
 CHECK_EVERY = 5  # passes between two evaluations of the duality gap, which costs about as much as one pass

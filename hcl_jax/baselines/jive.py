@@ -14,17 +14,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from hcl_jax.alignment import align_globally
-from hcl_jax.baselines.linear import (
-    LinearFit,
-    check_given_ranks,
-    check_options,
-    check_view_ranks,
-    given_ranks,
-    joint_then_individual,
-    stack_blocks,
-    stack_views,
-)
+from hcl_jax.baselines.linear import check_given_ranks, check_view_ranks, given_ranks, joint_then_individual, stack_blocks
 from hcl_jax.compiled import compiled
+from hcl_jax.fitted import LinearFit, stack_views
 from hcl_jax.linalg import (
     GUARD,
     Anderson,
@@ -37,7 +29,7 @@ from hcl_jax.linalg import (
     singular_values,
 )
 from hcl_jax.structure import CONVERGED, NON_FINITE, OUT_OF_STEPS, Hierarchy, as_hierarchy
-from hcl_jax.views import as_key, centred, view_norms
+from hcl_jax.views import as_key, centred, check_options, view_norms
 
 WARM_FROM = 3  # times the columns of the warm-started basis: from this size of a matrix on it beats an eigendecomposition
 

@@ -23,7 +23,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, check_options, stack_with_response
 from hcl_jax.baselines.slide import (
     canonical_columns,
     centre_and_scale,
@@ -34,9 +33,10 @@ from hcl_jax.baselines.slide import (
 )
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
+from hcl_jax.fitted import LinearFit, stack_with_response
 from hcl_jax.linalg import inverse_root, least_squares_map
 from hcl_jax.structure import Hierarchy, as_hierarchy
-from hcl_jax.views import as_key, centred, norms, view_norms
+from hcl_jax.views import as_key, centred, check_options, norms, view_norms
 
 
 def _values(option: float | tuple[float, ...]) -> tuple[float, ...]:
@@ -265,7 +265,18 @@ def _decomposition(
     status = jnp.where(jnp.isfinite(objective), jnp.where(found.converged, CONVERGED, OUT_OF_STEPS), NON_FINITE)
     score_map = _score_map(turned, lam, config)
     return LinearFit(
-        centre, scale, V, U, score_map, membership, objective, status, found.steps, hierarchy.dims, coefficients=beta, intercept=b
+        centre=centre,
+        scale=scale,
+        loadings=V,
+        factors=U,
+        score_map=score_map,
+        membership=membership,
+        objective=objective,
+        status=status,
+        steps=found.steps,
+        dims=hierarchy.dims,
+        coefficients=beta,
+        intercept=b,
     )
 
 

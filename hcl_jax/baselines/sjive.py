@@ -11,17 +11,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from hcl_jax.baselines.linear import (
-    LinearFit,
-    check_given_ranks,
-    check_options,
-    check_view_ranks,
-    given_ranks,
-    joint_then_individual,
-    stack_with_response,
-)
+from hcl_jax.baselines.linear import check_given_ranks, check_view_ranks, given_ranks, joint_then_individual
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import default_tolerance
+from hcl_jax.fitted import LinearFit, stack_with_response
 from hcl_jax.linalg import (
     GUARD,
     Anderson,
@@ -32,7 +25,7 @@ from hcl_jax.linalg import (
     triangle,
 )
 from hcl_jax.structure import Hierarchy, as_hierarchy
-from hcl_jax.views import as_key, centred
+from hcl_jax.views import as_key, centred, check_options
 
 
 @dataclass(frozen=True)

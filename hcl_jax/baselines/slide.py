@@ -25,12 +25,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from hcl_jax.baselines.linear import LinearFit, check_options, stack_views
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS, default_tolerance
+from hcl_jax.fitted import LinearFit, stack_views
 from hcl_jax.linalg import inverse_root, leading_left_vectors, least_squares_map, singular_values, top_eigenpairs_of, triangle
 from hcl_jax.structure import Hierarchy, as_hierarchy
-from hcl_jax.views import as_key, centred, view_norms
+from hcl_jax.views import as_key, centred, check_options, view_norms
 
 DEFAULT_WIDTH = 64
 LONGEST_STRIDE = 1e4  # of an extrapolation, in plain steps
@@ -268,7 +268,18 @@ def _decomposition(X: Float[Array, "n d"], hierarchy: Hierarchy, config: SlideCo
     U = scores_of(Z, V)
     objective = jnp.sum((Z - U @ V.T) ** 2)
     status = jnp.where(jnp.isfinite(objective), jnp.where(found.converged, CONVERGED, OUT_OF_STEPS), NON_FINITE)
-    return LinearFit(centre, scale, V, U, least_squares_map(V), membership, objective, status, found.steps, dims)
+    return LinearFit(
+        centre=centre,
+        scale=scale,
+        loadings=V,
+        factors=U,
+        score_map=least_squares_map(V),
+        membership=membership,
+        objective=objective,
+        status=status,
+        steps=found.steps,
+        dims=dims,
+    )
 
 
 class SlidePath(eqx.Module):

@@ -1,11 +1,14 @@
 """A replicate of the downstream study: representations from n unlabelled rows, regressions of a response on m labelled ones.
 
 A method is named REPRESENTATION+REGRESSION. Its first stage, the representation, is shared by all regressions on it. The labelled
-rows enter as second moments by fold, and errors are expectations under the truth: no test sample, and no noise from one.
+rows enter as second moments by fold, and errors are expectations under the truth: no test sample, and no noise from one. Scores
+that are no linear map of the features, and features that are seen through a link, are judged on `N_TEST` rows of their own, by
+the distance from E[y|x].
 """
 
+import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -16,7 +19,6 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from hcl_jax.baselines import BASELINES
-from hcl_jax.baselines.linear import LinearFit, own_prediction
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
 from hcl_jax.estimators.estimate import Estimate
@@ -25,8 +27,11 @@ from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
 from hcl_jax.experiments.methods import is_estimator
 from hcl_jax.experiments.recovery import check_samples, estimate_program
+from hcl_jax.fitted import Fitted, LinearFit
 from hcl_jax.limits import bayes
-from hcl_jax.metrics import coefficient_errors, prediction_errors
+from hcl_jax.links import LOSSY, Link, check_link, sample_links
+from hcl_jax.marginals import Standardisation
+from hcl_jax.metrics import coefficient_errors, prediction_errors, prediction_errors_on_rows
 from hcl_jax.model import (
     ResponseTruth,
     sample_coefficients,
@@ -37,6 +42,7 @@ from hcl_jax.model import (
     sample_rows_given_covariance,
     sample_wishart_covariance,
 )
+from hcl_jax.networks import NETWORKS, configuration
 from hcl_jax.prediction import (
     FoldMoments,
     Regression,
@@ -50,7 +56,8 @@ from hcl_jax.prediction import (
 from hcl_jax.structure import CONVERGED, NON_FINITE, ON_BOUND, OUT_OF_STEPS, Hierarchy, Structure, structure_name
 
 N_FOLDS = 5
-RAW, LIMIT, OWN = "raw", "bayes", "own"
+N_TEST = 20_000
+RAW, LIMIT, OWN, TUNED = "raw", "bayes", "own", "tuned"
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class DownstreamCell:
     response_noise_variance: float = 0.1
     support: tuple[Structure, ...] = ()
     """Structures with non-zero coefficients, kept in the order of the hierarchy; all of them where none is named."""
+    link: str = "identity"
+    """Between the linear model and the features, one of `LINKS` that has an inverse."""
 
     def __post_init__(self) -> None:
         if self.n < 2:
@@ -74,6 +83,11 @@ class DownstreamCell:
         for name in ("noise_variance", "response_noise_variance"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: is {getattr(self, name)}; expected a positive number")
+        check_link(self.link)
+        if self.link in LOSSY:
+            raise ValueError(
+                f"link: is {self.link!r}; expected one with an inverse, as the Bayes limit is that of the linear model"
+            )
         named = {self.hierarchy.present(s, "support") for s in self.support}
         object.__setattr__(self, "support", tuple(s for s in self.hierarchy.structures if s in named))
 
@@ -86,6 +100,8 @@ class DownstreamCell:
             fields["response_noise_variance"] = number_name(self.response_noise_variance)
         if self.support:
             fields["support"] = "+".join(map(structure_name, self.support))
+        if self.link != "identity":
+            fields["link"] = self.link
         return join_fields(fields)
 
     @property
@@ -102,17 +118,52 @@ class DownstreamCell:
             "noise_variance": self.noise_variance,
             "response_noise_variance": self.response_noise_variance,
             "support": "+".join(map(structure_name, self.support)),
+            "link": self.link,
             **hierarchy_columns(self.hierarchy),
         }
 
 
-class Drawn(eqx.Module):
-    """The truth, the sample covariance of n unlabelled rows, the moments of m labelled ones, and the key of the former rows."""
+class Source(eqx.Module):
+    """What draws the rows of a replicate, again and again: the truth, links, and keys."""
 
     truth: ResponseTruth
+    row_key: Array
+    labelled_keys: Array
+    links: tuple[Link, ...]
+    linked: bool = eqx.field(static=True)
+
+    def seen(self, u: Float[Array, "n d"]) -> list[Float[Array, "n _d"]]:
+        """The views of rows of the linear model."""
+        hierarchy = self.truth.hierarchy
+        return [link.forward(u[:, hierarchy.rows(m)]) for m, link in zip(hierarchy.modalities, self.links, strict=True)]
+
+    def labelled_rows(self, m: int) -> tuple[list[Float[Array, "m _d"]], Float[Array, " m"]]:
+        """The views of the labelled rows, and their responses."""
+        k_rows, k_response = jr.wrap_key_data(self.labelled_keys)
+        u, z = sample_observations(k_rows, self.truth, m)
+        return self.seen(u), sample_response(k_response, self.truth, z)
+
+    def fresh_rows(self) -> tuple[list[Float[Array, "n _d"]], Float[Array, "n d"], Float[Array, " n"]]:
+        """(views, the same before the link, responses) of `N_TEST` rows that no method sees."""
+        k_rows, k_response = jr.split(jr.fold_in(jr.wrap_key_data(self.row_key), 1))
+        u, z = sample_observations(k_rows, self.truth, N_TEST)
+        return self.seen(u), u, sample_response(k_response, self.truth, z)
+
+
+class Drawn(Source):
+    """The sample covariance of n unlabelled rows, and the moments of m labelled ones.
+
+    Through a link, both are of standardised features, with the means and scales of the n rows.
+    """
+
     covariance: SampleCovariance
     moments: FoldMoments
-    row_key: Array
+    standardisation: Standardisation | None
+
+    def features(self, views: Sequence[Float[Array, "n _d"]]) -> Float[Array, "n d"]:
+        """Views side by side, as the covariance and the moments see them."""
+        X = jnp.concatenate(views, axis=1)
+        return X if self.standardisation is None else self.standardisation(X)
 
 
 @dataclass(frozen=True)
@@ -124,11 +175,12 @@ class DrawSpec:
     m: int
     support: tuple[Structure, ...]
     n_samples: int | None
+    link: str = "identity"
 
     @classmethod
     def of(cls, cell: DownstreamCell, dtype: str) -> "DrawSpec":
-        n_samples = cell.n if cell.n - 1 < cell.hierarchy.n_features else None
-        return cls(cell.hierarchy, dtype, cell.m, cell.support, n_samples)
+        as_rows = cell.n - 1 < cell.hierarchy.n_features or cell.link != "identity"
+        return cls(cell.hierarchy, dtype, cell.m, cell.support, cell.n if as_rows else None, cell.link)
 
 
 def draw(spec: DrawSpec, shared: PyTree, replicate: Array) -> Drawn:
@@ -140,22 +192,47 @@ def draw(spec: DrawSpec, shared: PyTree, replicate: Array) -> Drawn:
     loadings = sample_loadings(k_loadings, spec.hierarchy, dtype)
     beta = sample_coefficients(k_beta, spec.hierarchy, spec.support or None, dtype)
     truth = ResponseTruth(loadings, noise_variance, spec.hierarchy, beta, response_noise_variance)
-    if spec.n_samples is None:
+    keys = jr.key_data(jnp.stack([k_labelled, k_response]))
+    links = sample_links(jr.fold_in(key, np.uint32(zlib.crc32(b"links"))), spec.link, spec.hierarchy, dtype)
+    source = Source(truth, jr.key_data(k_rows), keys, links, spec.link != "identity")
+    views, y = source.labelled_rows(spec.m)
+    x, own = jnp.concatenate(views, axis=1), None
+    if source.linked:
+        assert spec.n_samples is not None, "what is seen through a link is drawn as rows"
+        seen = jnp.concatenate(source.seen(_linked_rows(source, spec.n_samples)), axis=1)
+        own = Standardisation.of(seen)
+        covariance, x = SampleCovariance.from_data(own(seen)), own(x)
+    elif spec.n_samples is None:
         covariance = sample_wishart_covariance(k_covariance, truth, n)
     else:
         covariance = sample_factored_covariance(k_covariance, truth, spec.n_samples)
-    x, z = sample_observations(k_labelled, truth, spec.m)
-    moments = FoldMoments.from_rows(x, sample_response(k_response, truth, z), N_FOLDS)
-    return Drawn(truth, covariance, moments, jr.key_data(k_rows))
+    moments = FoldMoments.from_rows(x, y, N_FOLDS)
+    return Drawn(source.truth, source.row_key, keys, links, source.linked, covariance, moments, own)
+
+
+def _linked_rows(source: Source, n: int) -> Float[Array, "n d"]:
+    """The unlabelled rows before the link."""
+    k_rows, _ = jr.split(jr.wrap_key_data(source.row_key))
+    return sample_observations(k_rows, source.truth, n)[0]
 
 
 def unlabelled_rows(drawn: Drawn, n: int) -> tuple[list[Float[Array, "n _d"]], Float[Array, " n"]]:
     """The views behind the covariance of a draw, and the responses of their rows, which only supervised methods may see."""
     k_rows, k_response = jr.split(jr.wrap_key_data(drawn.row_key))
-    rows = sample_rows_given_covariance(k_rows, drawn.covariance, n)
-    hierarchy, truth = drawn.truth.hierarchy, drawn.truth
+    truth = drawn.truth
+    rows = _linked_rows(drawn, n) if drawn.linked else sample_rows_given_covariance(k_rows, drawn.covariance, n)
     noise = jnp.sqrt(truth.conditional_variance()) * jr.normal(k_response, (n,), rows.dtype)
-    return [rows[:, hierarchy.rows(m)] for m in hierarchy.modalities], rows @ truth.conditional_mean() + noise
+    return drawn.seen(rows), rows @ truth.conditional_mean() + noise
+
+
+def fit_network(name: str, hierarchy: Hierarchy, n: int, supervision: str, drawn: Drawn) -> Fitted:
+    """A network on the rows; on their responses too where it is supervised."""
+    views, y = unlabelled_rows(drawn, n)
+    key = jr.fold_in(jr.wrap_key_data(drawn.row_key), np.uint32(zlib.crc32(name.encode())))
+    if supervision == "none":
+        return NETWORKS[name](views, hierarchy, key=key)
+    config = dataclasses.replace(configuration(name), supervision=supervision)
+    return NETWORKS[name](views, hierarchy, config=config, y=y, key=key)
 
 
 def fit_baseline(name: str, hierarchy: Hierarchy, n: int, drawn: Drawn) -> LinearFit:
@@ -204,6 +281,12 @@ SUPERVISED = tuple(name for name in BASELINES if name.startswith(("sjive", "mmfl
 """Representations that see the response."""
 
 
+SUPERVISIONS = {OWN: "joint", TUNED: "tuned"}
+"""How a network whose own prediction is asked for has seen the responses; any other has not."""
+BLIND = ("hcl-copula", "hcl-flow")
+"""Entries of `NETWORKS` that take no response."""
+
+
 def split_method(method: str) -> tuple[str, str]:
     """(representation, regression) of a method's name."""
     representation, _, regression = method.partition("+")
@@ -215,14 +298,17 @@ def known_methods() -> tuple[str, ...]:
     hcl = [f"{name}+{regression}" for name in ESTIMATORS for regression in HCL_REGRESSIONS]
     others = [f"{name}+{regression}" for name in (RAW, *BASELINES) for regression in SCORE_REGRESSIONS]
     own = [f"{name}+{OWN}" for name in SUPERVISED]
-    return (*hcl, *others, *own, LIMIT)
+    networks = [f"{name}+{regression}" for name in NETWORKS for regression in (*SCORE_REGRESSIONS, OWN, TUNED)]
+    blind = [f"{name}+{kind}" for name in BLIND for kind in (OWN, TUNED)]
+    return (*hcl, *others, *own, *(method for method in networks if method not in blind), LIMIT)
 
 
 def estimate_outcome(regression: str, fit: Estimate, drawn: Drawn) -> Outcome:
     """All metrics of a regression on the scores of estimated loadings."""
     score_map, result = HCL_REGRESSIONS[regression](fit, drawn)
-    outcome = prediction_errors(score_map @ result.coefficients, result.intercept, drawn.truth)
-    outcome |= coefficient_errors(result.coefficients, fit.loadings, drawn.truth.hierarchy, drawn.truth)
+    outcome = linear_errors(score_map @ result.coefficients, result.intercept, drawn)
+    if not drawn.linked:  # loadings of features seen through a link are not the truth's
+        outcome |= coefficient_errors(result.coefficients, fit.loadings, drawn.truth.hierarchy, drawn.truth)
     return outcome | {"status": _worse(fit.status, result.status), "steps": fit.steps}
 
 
@@ -235,13 +321,34 @@ def score_outcome(regression: str, fit: LinearFit | None, drawn: Drawn) -> Outco
     else:
         score_map, status, steps = fit.score_map / fit.scale[:, None], fit.status, fit.steps
         if regression == OWN:
-            own, offset = own_prediction(fit)
+            own, offset = fit.own_prediction()
             coefficients = score_map @ own
             intercept = offset - fit.centre @ coefficients
         else:
             result = SCORE_REGRESSIONS[regression](drawn.moments.project(score_map))
             coefficients, intercept, status = score_map @ result.coefficients, result.intercept, _worse(status, result.status)
-    return prediction_errors(coefficients, intercept, drawn.truth) | {"status": status, "steps": steps}
+    return linear_errors(coefficients, intercept, drawn) | {"status": status, "steps": steps}
+
+
+def network_outcome(regression: str, m: int, fit: Fitted, drawn: Drawn) -> Outcome:
+    """All metrics of a regression on scores that are no linear map, or of a supervised network's own prediction."""
+    views, u, y = drawn.fresh_rows()
+    if regression in SCORE_REGRESSIONS:
+        labelled, responses = drawn.labelled_rows(m)
+        result = SCORE_REGRESSIONS[regression](FoldMoments.from_rows(fit.transform(labelled), responses, N_FOLDS))
+        predicted = fit.transform(views) @ result.coefficients + result.intercept
+        status = _worse(fit.status, result.status)
+    else:
+        predicted, status = fit.predict(views), fit.status
+    return prediction_errors_on_rows(predicted, u, y, drawn.truth) | {"status": status, "steps": fit.steps}
+
+
+def linear_errors(coefficients: Float[Array, " d"], intercept: Float[Array, ""], drawn: Drawn) -> Outcome:
+    """The errors of ŷ = bᵀx + intercept: in expectation, or on rows where features are seen through a link."""
+    if not drawn.linked:
+        return prediction_errors(coefficients, intercept, drawn.truth)
+    views, u, y = drawn.fresh_rows()
+    return prediction_errors_on_rows(drawn.features(views) @ coefficients + intercept, u, y, drawn.truth)
 
 
 def _worse(fit: Array, regression: Array) -> Array:
@@ -261,6 +368,18 @@ def draw_program(spec: DrawSpec, batched: bool) -> Callable[..., Drawn]:
 def baseline_program(name: str, hierarchy: Hierarchy, n: int, batched: bool) -> Callable[..., LinearFit]:
     """(None, draws, counts) -> the fits of all replicates."""
     return spread(lambda _, drawn: fit_baseline(name, hierarchy, n, drawn), batched)
+
+
+@lru_cache
+def network_program(name: str, hierarchy: Hierarchy, n: int, supervision: str, batched: bool) -> Callable[..., Fitted]:
+    """(None, draws, counts) -> the fits of all replicates."""
+    return spread(lambda _, drawn: fit_network(name, hierarchy, n, supervision, drawn), batched)
+
+
+@lru_cache
+def network_outcome_program(regression: str, m: int, batched: bool) -> Callable[..., Outcome]:
+    """(None, (fits, draws), counts) -> the outcomes of all replicates."""
+    return spread(lambda _, item: network_outcome(regression, m, *item), batched)
 
 
 @lru_cache
@@ -302,6 +421,14 @@ class Downstream:
         representation, regression = split_method(method)
         if representation == RAW:
             return (Stage(method, outcome_program(regression, False, batched), lambda drawn, _: (None, drawn)),)
+        if representation in NETWORKS:
+            kind = SUPERVISIONS.get(regression, "none")
+            fits = network_program(representation, cell.hierarchy, cell.n, kind, batched)
+            outcome = network_outcome_program(regression, cell.m, batched)
+            return (
+                Stage(representation if kind == "none" else f"{representation} ({kind})", fits, lambda drawn, _: drawn),
+                Stage(f"(+{regression})", outcome, lambda drawn, fits: (fits, drawn)),
+            )
         estimated = is_estimator(representation)
         if estimated:
             program = estimate_program(representation, cell.hierarchy, batched)

@@ -11,7 +11,7 @@ from hcl_jax.prediction.regression import (
     least_squares,
     ridge,
 )
-from hcl_jax.prediction.scores import least_squares_scores, posterior_mean_scores
+from hcl_jax.scores import least_squares_scores, posterior_mean_scores
 
 __all__ = [
     "PROJECTED",

@@ -1,0 +1,235 @@
+"""What every method that sees rows returns: scores of any rows, and which views hold each column of them."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.estimators import ESTIMATORS
+from hcl_jax.fisher import noise_by_feature
+from hcl_jax.scores import posterior_mean_scores
+from hcl_jax.structure import Hierarchy, Structure, as_hierarchy
+from hcl_jax.views import Views, as_response, as_views, centre_and_scale, presence_of, standardise
+
+
+class Fitted(eqx.Module):
+    """A method fitted to rows: all that studies, figures and tables of importance know of it.
+
+    R columns of scores, each shared by the views in which `membership` holds; a column without any is unused, and zero. The
+    number of columns is static and the membership traced, so that fits whose ranks the data choose can be mapped and batched.
+    """
+
+    membership: eqx.AbstractVar[Bool[Array, "M R"]]
+    status: eqx.AbstractVar[Int[Array, ""]]
+    """0 converged, or at its end; 1 out of steps; 2 non-finite."""
+    steps: eqx.AbstractVar[Int[Array, ""]]
+    dims: eqx.AbstractVar[tuple[int, ...]]
+
+    @abstractmethod
+    def transform(self, views: Any, presence: Any = None) -> Float[Array, "n R"]:
+        """Scores of any rows, with the training means and scales: those of a row depend on that row alone.
+
+        A view that a row lacks is NaN throughout, or False in `presence` (n × M), whatever then stands there. Raises `ValueError`
+        for what `as_views` refuses, and where the method cannot score such rows.
+        """
+
+    @abstractmethod
+    def predict(self, views: Any) -> Float[Array, "..."]:
+        """What a supervised method expects of the response. Raises `ValueError` for an unsupervised one."""
+
+
+class LinearFit(Fitted):
+    """A fitted decomposition Z ≈ factors loadingsᵀ of the standardised data Z = (X − centre)/scale, X all views side by side."""
+
+    centre: Float[Array, " d"]
+    scale: Float[Array, " d"]
+    loadings: Float[Array, "d R"]
+    """Zero where the membership does not hold."""
+    factors: Float[Array, "n R"]
+    """Of the training rows, as the algorithm leaves them: its orthogonality constraints hold for these."""
+    score_map: Float[Array, "d R"]
+    """Scores of standardised rows Z are Z score_map: the same map for training rows and new ones, row by row."""
+    membership: Bool[Array, "M R"]
+    objective: Float[Array, ""]
+    status: Int[Array, ""]
+    steps: Int[Array, ""]
+    dims: tuple[int, ...] = eqx.field(static=True)
+    coefficients: Float[Array, " R"] | None = None
+    """Of the response on the scores, where the method is supervised."""
+    intercept: Float[Array, ""] | None = None
+    noise_variance: Float[Array, " d"] | None = None
+    """Of the standardised features, where scores are posterior means: a row that lacks views then has them too."""
+
+    def standardise(self, views: Any) -> Float[Array, "n d"]:
+        """Z = (X − centre)/scale, with the training means and scales, in the precision of the fit."""
+        X = stack_views(views, self.dims).astype(self.centre.dtype)
+        return (X - self.centre[None, :]) / self.scale[None, :]
+
+    def transform(self, views: Any, presence: Any = None) -> Float[Array, "n R"]:
+        X, present = read_rows(views, self.dims, presence)
+        Z = (X.astype(self.centre.dtype) - self.centre[None, :]) / self.scale[None, :]
+        if present is None:
+            return Z @ self.score_map
+        if self.noise_variance is None:
+            raise ValueError("views: lack some rows of some view; expected whole ones, as this decomposition has no other scores")
+        return self._posterior_means(Z, present)
+
+    def _posterior_means(self, Z: Float[Array, "n d"], present: Bool[Array, "n M"]) -> Float[Array, "n R"]:
+        """E[z | the views that are present], a pattern of presence at a time."""
+        assert self.noise_variance is not None, "only fits with a noise model come here"
+        of_feature = np.repeat(np.arange(len(self.dims)), self.dims)
+        scores = jnp.zeros((Z.shape[0], self.loadings.shape[1]), Z.dtype)
+        for pattern in product((True, False), repeat=len(self.dims)):
+            seen = np.array(pattern)[of_feature]
+            score_map = posterior_mean_scores(jnp.where(seen[:, None], self.loadings, 0), self.noise_variance)
+            rows = (present == np.array(pattern)[None, :]).all(axis=1)
+            scores = jnp.where(rows[:, None], jnp.where(seen[None, :], Z, 0) @ score_map, scores)
+        return scores
+
+    def predict(self, views: Any) -> Float[Array, " n"]:
+        coefficients, intercept = self.own_prediction()
+        return self.transform(views) @ coefficients + intercept
+
+    def own_prediction(self) -> tuple[Float[Array, " R"], Float[Array, ""]]:
+        """(coefficients on the scores, intercept) of a supervised method. Raises `ValueError` for an unsupervised one."""
+        if self.coefficients is None or self.intercept is None:
+            raise ValueError("fitted: this method saw no response; expected a supervised one, or regress on its scores")
+        return self.coefficients, self.intercept
+
+    def part(self, columns: Any) -> Float[Array, "n d"]:
+        """What the chosen columns contribute to the training data, in the units of the data (without the means).
+
+        Raises `ValueError` unless `columns` are R booleans.
+        """
+        chosen = columns if isinstance(columns, jax.Array) else np.asarray(columns)
+        if chosen.dtype != bool or chosen.shape != self.loadings.shape[1:]:
+            raise ValueError(f"columns: are {chosen.dtype} of shape {chosen.shape}; expected {self.loadings.shape[1]} booleans")
+        kept = jnp.where(chosen[None, :], self.factors, 0)
+        return kept @ self.loadings.T * self.scale[None, :]
+
+
+def check_views(views: Any, dims: Sequence[int], *, least: int = 2, absent: bool = False) -> Views:
+    """The views that `as_views` reads, of these dimensions.
+
+    Raises `ValueError` for fewer views than the `least`, other numbers of views or features than the hierarchy has, and what
+    `as_views` refuses.
+    """
+    if len(dims) < least:
+        raise ValueError(
+            f"hierarchy: has {len(dims)} modality; expected at least {least}, as baselines tell what views share "
+            "(ESTIMATORS take one)"
+        )
+    read = as_views(views, absent=absent)
+    if len(read.names) != len(dims):
+        raise ValueError(f"views: are {len(read.names)}; expected {len(dims)}, one a modality of the hierarchy")
+    if read.dims != tuple(dims):
+        raise ValueError(f"views: have {read.dims} features; expected {tuple(dims)}")
+    return read
+
+
+def stack_views(views: Any, dims: Sequence[int]) -> Float[Array, "n d"]:
+    """All views side by side, checked as `check_views` does."""
+    return check_views(views, dims).stacked()
+
+
+def stack_with_response(views: Any, dims: Sequence[int], y: Any) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
+    """(all views side by side, the response in their precision and the order of their samples), checked."""
+    read = check_views(views, dims)
+    X = read.stacked()
+    return X, as_response(y, read.n_samples, samples=read.sample_names).astype(X.dtype)
+
+
+def read_rows(views: Any, dims: Sequence[int], presence: Any = None) -> tuple[Float[Array, "n d"], Bool[Array, "n M"] | None]:
+    """(all views side by side with 0 for those that a row lacks, which are there), the latter None where all of them are.
+
+    Raises `ValueError` as `check_views` does, and for a `presence` that is not n × M booleans.
+    """
+    read = check_views(views, dims, least=1, absent=True)
+    X, present = read.stacked(), presence_of(read)
+    if presence is not None:
+        given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
+        if given.dtype != bool or given.shape != present.shape:
+            raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, {present.shape}")
+        present = present & given
+    if presence is None and not isinstance(present, jax.core.Tracer) and bool(present.all()):
+        return X, None
+    if presence is None and isinstance(present, jax.core.Tracer):
+        return X, None  # values cannot be looked at here: rows without a view are told by `presence`
+    return jnp.where(jnp.repeat(present, np.array(dims), axis=1, total_repeat_length=sum(dims)), X, 0), present
+
+
+def column_structures(fitted: Fitted) -> tuple[Structure, ...]:
+    """The structure of every column, () where it is unused."""
+    held = np.asarray(fitted.membership)
+    return tuple(tuple(int(m) + 1 for m in np.flatnonzero(column)) for column in held.T)
+
+
+def activity(fitted: Fitted) -> dict[Structure, int]:
+    """How many columns each structure has, larger structures first."""
+    structures = [s for s in column_structures(fitted) if s]
+    return {s: structures.count(s) for s in sorted(set(structures), key=lambda s: (-len(s), s))}
+
+
+def variance_explained(fitted: Fitted, views: Any) -> dict[tuple[int, Structure], float]:
+    """1 − ‖Z_m − T_s L_{m,s}ᵀ‖²/‖Z_m‖² for every view m and active structure s, of any rows, with T = `transform` of them: the
+    share of the view's variance about the training means that the structure's columns explain alone. 0 where there is none.
+
+    L are the loadings of a linear fit; of any other, the least-squares coefficients of the standardised views of these rows,
+    which have to be more than the structure has columns.
+    """
+    scores, by_column, edges = fitted.transform(views), column_structures(fitted), np.cumsum([0, *fitted.dims])
+    if isinstance(fitted, LinearFit):
+        Z = fitted.standardise(views)
+    else:
+        X = stack_views(views, fitted.dims)
+        Z, scores = standardise(X, X).astype(scores.dtype), scores - scores.mean(axis=0, keepdims=True)
+    table = {}
+    for s in activity(fitted):
+        T = scores[:, np.array([column == s for column in by_column])]
+        if isinstance(fitted, LinearFit):
+            loadings = fitted.loadings[:, np.array([column == s for column in by_column])]
+        else:
+            loadings = jnp.linalg.lstsq(T, Z)[0].T
+        left = Z - T @ loadings.T
+        for m in range(1, len(fitted.dims) + 1):
+            rows = slice(edges[m - 1], edges[m])
+            total = float(jnp.sum(Z[:, rows] ** 2))
+            table[m, s] = 1 - float(jnp.sum(left[:, rows] ** 2)) / total if total > 0 else 0.0
+    return table
+
+
+def fit_estimator(views: Any, hierarchy: Hierarchy, name: str = "hcl-ml", *, scaled: bool = True, **options: Any) -> LinearFit:
+    """An entry of `ESTIMATORS` fitted to rows, whose scores are posterior means: views are centred, and features brought to a
+    standard deviation of 1 where they are `scaled`. `options` are the estimator's, such as `noise="view"`.
+
+    Raises `ValueError` for an unknown name, and for what `check_views` refuses.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"name: unknown estimator {name!r}; expected one of {', '.join(ESTIMATORS)}")
+    X = check_views(views, as_hierarchy(hierarchy).dims, least=1).stacked()
+    centre, deviation = centre_and_scale(X)
+    scale = deviation if scaled else jnp.ones_like(deviation)
+    Z = (X - centre[None, :]) / scale[None, :]
+    estimate = ESTIMATORS[name](SampleCovariance.from_data(Z), hierarchy, **options)
+    psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
+    score_map = posterior_mean_scores(estimate.loadings, estimate.noise_variance)
+    return LinearFit(
+        centre=centre,
+        scale=scale,
+        loadings=estimate.loadings,
+        factors=Z @ score_map,
+        score_map=score_map,
+        membership=jnp.asarray(hierarchy.modality_mask),
+        objective=estimate.objective,
+        status=estimate.status,
+        steps=estimate.steps,
+        dims=hierarchy.dims,
+        noise_variance=psi,
+    )

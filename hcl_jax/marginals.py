@@ -1,0 +1,84 @@
+"""Maps of single features that training rows set once: standardised values, and normal scores (Gaussian copula).
+
+Both take rows one by one, so that a training row and a new one with the same values get the same.
+"""
+
+from statistics import NormalDist
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hcl_jax.views import centre_and_scale
+
+KNOTS = 1000
+"""At most so many quantiles of a feature are kept; all its values where there are fewer rows."""
+
+
+class Standardisation(eqx.Module):
+    """x → (x − centre)/scale, by feature."""
+
+    centre: Float[Array, " d"]
+    scale: Float[Array, " d"]
+    """Infinite for features that were constant, which count as 0 in all rows."""
+
+    @classmethod
+    def of(cls, X: Float[Array, "n d"]) -> "Standardisation":
+        return cls(*centre_and_scale(X))
+
+    def __call__(self, X: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        return (X.astype(self.centre.dtype) - self.centre[None, :]) / self.scale[None, :]
+
+
+class NormalScores(eqx.Module):
+    """x → Φ⁻¹(F̂_j(x)), by feature: ranks r of the training values, ties at their mean rank, to Φ⁻¹((r − ½)/n), and linearly in
+    between; values beyond those of the training rows get the scores of the outermost.
+
+    Scores have variance 1 among the training rows, ties or not; a constant feature has score 0. Of more than `KNOTS` rows as many
+    quantiles are kept. What acts feature by feature and strictly increases, known or not, is undone up to sampling error
+    (Liu, Lafferty and Wasserman, 2009).
+    """
+
+    values: Float[Array, "k d"]
+    scores: Float[Array, "k d"]
+
+    @classmethod
+    def of(cls, X: Float[Array, "n d"]) -> "NormalScores":
+        n = X.shape[0]
+        ordered = jnp.sort(X, axis=0)
+        ranks = jax.vmap(_mean_ranks, in_axes=1, out_axes=1)(ordered)
+        scores = jax.scipy.special.ndtri((ranks - 0.5) / n).astype(X.dtype)
+        centre, scale = centre_and_scale(scores)
+        kept = _kept_ranks(n)
+        return cls(ordered[kept], ((scores - centre[None, :]) / scale[None, :])[kept])
+
+    def __call__(self, X: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        return jax.vmap(jnp.interp, in_axes=(1, 1, 1), out_axes=1)(X.astype(self.values.dtype), self.values, self.scores)
+
+    def inverse(self, scores: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """The values that have these scores, by feature: the training quantile map, read backwards."""
+        return jax.vmap(jnp.interp, in_axes=(1, 1, 1), out_axes=1)(scores.astype(self.values.dtype), self.scores, self.values)
+
+
+Marginals = Standardisation | NormalScores
+MARGINALS: dict[str, Any] = {"normal": NormalScores, "standardised": Standardisation}
+
+
+def _kept_ranks(n: int) -> np.ndarray:
+    """Which of n sorted values are kept: all, or up to `KNOTS`, half of them evenly by rank and half evenly by normal score."""
+    if n <= KNOTS:
+        return np.arange(n)
+    normal = NormalDist()
+    end = normal.inv_cdf(1 - 0.5 / n)
+    by_score = [n * normal.cdf(score) - 0.5 for score in np.linspace(-end, end, KNOTS // 2)]
+    return np.unique(np.round(np.concatenate([np.linspace(0, n - 1, KNOTS // 2), by_score])).astype(int))
+
+
+def _mean_ranks(ordered: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Ranks from 1 of sorted values, those of equal ones averaged."""
+    below = jnp.searchsorted(ordered, ordered, side="left")
+    up_to = jnp.searchsorted(ordered, ordered, side="right")
+    return (below + up_to + 1).astype(ordered.dtype) / 2

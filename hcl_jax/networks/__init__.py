@@ -1,0 +1,37 @@
+"""Methods that learn nonlinear maps, one a file: `fit(views, hierarchy, config, *, y=None, key) -> NetworkFit`."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hcl_jax.fitted import Fitted
+from hcl_jax.networks import convirt, hcl, links, misa
+from hcl_jax.networks.network import Method, NetworkConfig, NetworkFit, load_fit
+from hcl_jax.networks.training import TrainingConfig
+
+NETWORKS: dict[str, Callable[..., Fitted]] = {
+    "hcl": hcl.fit,
+    "hcl-copula": links.fit_copula,
+    "hcl-flow": links.fit_flow,
+    "convirt": convirt.fit,
+    "convirt-paper": partial(convirt.fit, config=convirt.ConvirtConfig(variant="paper")),
+    "misa": misa.fit,
+}
+"""`NETWORKS[name](views, hierarchy, *, y=None, key)`: the repaired methods, and behind the dash their published variants."""
+
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (hcl, links, convirt, misa)}
+
+
+def configuration(name: str) -> Any:
+    """The configuration that an entry of `NETWORKS` has by default."""
+    return inspect.signature(NETWORKS[name]).parameters["config"].default
+
+
+def load(path: Path | str) -> NetworkFit:
+    """A fit that was saved by `NetworkFit.save`: the same bits. Raises `ValueError` for a file that is not one."""
+    return load_fit(path, METHODS)
+
+
+__all__ = ["NETWORKS", "NetworkConfig", "NetworkFit", "TrainingConfig", "configuration", "load"]

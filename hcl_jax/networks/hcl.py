@@ -1,0 +1,393 @@
+"""Nonlinear hierarchical contrastive learning: encoders that are networks, any hierarchy (theory: Section 2, Remark 2).
+
+One encoder a (modality, structure). The outputs of a modality are whitened together, within the batch, by the symmetric root,
+which keeps the coordinates of its structures apart; the structures that two modalities share are contrasted; a decoder keeps what
+is private from being lost.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from hcl_jax.compiled import compiled
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.estimators.likelihood import hcl_ml
+from hcl_jax.fisher import noise_by_feature
+from hcl_jax.fitted import read_rows
+from hcl_jax.linalg import inverse_root
+from hcl_jax.networks.independence import third_moments
+from hcl_jax.networks.modules import Branches, Perceptron, uniform_weights
+from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.training import Batch, TrainingConfig
+from hcl_jax.scores import posterior_mean_scores
+from hcl_jax.structure import Hierarchy, Structure
+from hcl_jax.views import check_options
+
+NEWTON_STEPS = 12
+
+
+@dataclass(frozen=True)
+class HclConfig(NetworkConfig):
+    """Options of `fit`.
+
+    similarity: what the softmax contrasts are of: "distance" −‖h − h'‖²/2τ.
+    temperature: τ.
+    exclusivity: weight of the squared cross-covariances between unlike structures of two modalities.
+    reconstruction: weight of the mean squared error of the decoders, in units of a coordinate.
+    independence: weight of the third mixed moments between structures of a modality.
+    hidden: width of the encoders' and decoders' hidden layers.
+    encoder: "linear" leaves the hidden layers out.
+    start: "linear" starts encoders at `hcl-ml` fitted to their inputs, "random" at random weights.
+    """
+
+    training: TrainingConfig = TrainingConfig(batch_size=512, learning_rate=3e-3)
+    temperature: float = 0.3
+    exclusivity: float = 1.0
+    reconstruction: float = 3.0
+    independence: float = 0.5
+    hidden: int = 64
+    encoder: Literal["perceptron", "linear"] = "perceptron"
+    start: Literal["linear", "random"] = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = {"encoder": ("perceptron", "linear"), "start": ("linear", "random")}
+        weights = ("exclusivity", "reconstruction", "independence")
+        check_options(self, choices=choices, positive=("temperature",), least={"hidden": 1} | dict.fromkeys(weights, 0))
+
+
+class Decoder(eqx.Module):
+    """h → Bh + MLP(h)."""
+
+    skip: Float[Array, "k p"]
+    perceptron: Perceptron | None
+
+    def __call__(self, h: Float[Array, "n k"]) -> Float[Array, "n p"]:
+        linear = h @ self.skip
+        return linear if self.perceptron is None else linear + self.perceptron(h)
+
+
+class HclNetwork(Network):
+    """Encoders and decoders by modality, and the linear maps that make scores of their outputs."""
+
+    encoders: tuple[Branches, ...]
+    decoders: tuple[Decoder, ...]
+    head: Decoder
+    means: tuple[Float[Array, " _k"], ...]
+    roots: tuple[Float[Array, "_k _k"], ...]
+    """Of every modality's outputs among the training rows: h = (raw − mean) root."""
+    rotation: Float[Array, "K K"]
+    """Block diagonal: each structure's coordinates to those in which its modalities correlate one by one."""
+    reliability: Float[Array, "M K"]
+    """Correlation of a modality's coordinate with the factor that the modalities of its structure share; 1 if it is alone."""
+    hierarchy: Hierarchy = eqx.field(static=True)
+
+    def raw(self, views: tuple[Rows, ...]) -> list[Float[Array, "n _k"]]:
+        """The encoders' outputs of every modality, structure by structure."""
+        return [
+            _flatten(encoder(view), self.hierarchy, m)
+            for m, (encoder, view) in enumerate(zip(self.encoders, views, strict=True), start=1)
+        ]
+
+    def whitened(self, views: tuple[Rows, ...]) -> list[Float[Array, "n _k"]]:
+        """The same, whitened as the training rows were."""
+        return [(raw - mean[None, :]) @ root for raw, mean, root in zip(self.raw(views), self.means, self.roots, strict=True)]
+
+    def scores(self, views: tuple[Rows, ...], present: Bool[Array, "n M"] | None = None) -> Float[Array, "n K"]:
+        """E[z | h of the modalities that are present] where every coordinate is h_m = a_m z + √(1 − a_m²) e_m: z has variance 1,
+        and a_m is its reliability; 0 where no modality of a structure is there."""
+        return self._combined(self.rotated(views), present)
+
+    def rotated(self, views: tuple[Rows, ...]) -> list[Float[Array, "n _k"]]:
+        """The same, in the coordinates in which a structure's modalities correlate one by one."""
+        return [h @ self.rotation[np.ix_(c, c)] for h, c in zip(self.whitened(views), self._columns(), strict=True)]
+
+    def _columns(self) -> list[np.ndarray]:
+        return [self.hierarchy.active_columns(m) for m in self.hierarchy.modalities]
+
+    def _combined(self, rotated: list[Float[Array, "n _k"]], present: Bool[Array, "n M"] | None) -> Float[Array, "n K"]:
+        n, dtype = rotated[0].shape[0], rotated[0].dtype
+        alone = self.hierarchy.modality_mask.sum(axis=0) == 1
+        total, precision = jnp.zeros((n, self.hierarchy.n_factors), dtype), jnp.ones((n, self.hierarchy.n_factors), dtype)
+        for m, (h, columns) in enumerate(zip(rotated, self._columns(), strict=True)):
+            a = jnp.where(alone[columns], 1, self.reliability[m, columns])
+            weight = jnp.where(alone[columns], 1, a / jnp.maximum(1 - a**2, 1e-3))
+            there = jnp.ones((n, 1), dtype) if present is None else present[:, m, None].astype(dtype)
+            total = total.at[:, columns].add(there * weight[None, :] * h)
+            precision = precision.at[:, columns].add(there * jnp.where(alone[columns], 0, a * weight)[None, :])
+        return total / precision
+
+    def outputs(self, views: tuple[Rows, ...]) -> Float[Array, "n o"]:
+        """Of the encoders' outputs as they are: what whitens them is not known before the end of training."""
+        return self.head(jnp.concatenate(self.raw(views), axis=1))
+
+
+def _flatten(blocks: Float[Array, "B n r"], hierarchy: Hierarchy, m: int) -> Float[Array, "n k"]:
+    """The outputs of a modality's encoders side by side, each as wide as its structure's rank."""
+    ranks = [rank for s, rank in hierarchy.ranks if m in s]
+    return jnp.concatenate([block[:, :rank] for block, rank in zip(blocks, ranks, strict=True)], axis=1)
+
+
+def whiten(raw: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """(raw − mean) C^(−½), C their covariance: coordinates of variance 1, uncorrelated, and as near to the raw ones as can be."""
+    centred = raw - raw.mean(axis=0, keepdims=True)
+    return centred @ newton_inverse_root(centred.T @ centred / raw.shape[0])
+
+
+def newton_inverse_root(C: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """C^(−½) by coupled Newton–Schulz iterations: products only, and derivatives that equal eigenvalues do not upset."""
+    eye = jnp.eye(C.shape[0], dtype=C.dtype)
+    C = C + 1e-5 * jnp.trace(C) / C.shape[0] * eye
+    size = jnp.sqrt(jnp.sum(C**2))
+
+    def step(carry, _):
+        Y, Z = carry
+        T = (3 * eye - Z @ Y) / 2
+        return (Y @ T, T @ Z), None
+
+    (_, Z), _ = jax.lax.scan(step, (C / size, eye), length=NEWTON_STEPS)
+    return Z / jnp.sqrt(size)
+
+
+def build(key: Key[Array, ""], hierarchy: Hierarchy, config: HclConfig) -> HclNetwork:
+    """Random encoders, of variance 1 for inputs of variance 1."""
+    dtype = jnp.dtype(config.training.dtype)
+    k_encoders, k_decoders, k_skip, k_head = jr.split(key, 4)
+    encoders, decoders, means, roots = [], [], [], []
+    widths = [len(hierarchy.active_columns(m)) for m in hierarchy.modalities]
+    for m, p in zip(hierarchy.modalities, hierarchy.dims, strict=True):
+        ranks = [rank for s, rank in hierarchy.ranks if m in s]
+        skip = uniform_weights(jr.fold_in(k_skip, m), (p, len(ranks), max(ranks)), p, dtype)
+        encoders.append(Branches(jr.fold_in(k_encoders, m), skip, config.hidden if config.encoder == "perceptron" else 0))
+        decoders.append(_decoder(jr.fold_in(k_decoders, m), widths[m - 1], p, config))
+        means.append(jnp.zeros(widths[m - 1], dtype))
+        roots.append(jnp.eye(widths[m - 1], dtype=dtype))
+    head = _decoder(k_head, sum(widths), config.n_outputs, config)
+    rotation = jnp.eye(hierarchy.n_factors, dtype=dtype)
+    reliability = jnp.asarray(hierarchy.modality_mask, dtype) / 2
+    return HclNetwork(
+        tuple(encoders), tuple(decoders), head, tuple(means), tuple(roots), rotation, reliability, hierarchy=hierarchy
+    )
+
+
+def _decoder(key: Key[Array, ""], k: int, p: int, config: HclConfig) -> Decoder:
+    dtype = jnp.dtype(config.training.dtype)
+    if config.encoder == "linear":
+        return Decoder(jnp.zeros((k, p), dtype), None)
+    perceptron = Perceptron(key, (k, config.hidden, config.hidden, p), jax.nn.gelu, dtype)
+    small = jax.tree.map(lambda leaf: 0.01 * leaf, perceptron.layers[-1])
+    return Decoder(jnp.zeros((k, p), dtype), eqx.tree_at(lambda p: p.layers[-1], perceptron, small))
+
+
+def start(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclConfig) -> HclNetwork:
+    """Encoders at each modality's own posterior means under `hcl-ml`, whitened; decoders at least squares on these."""
+    if config.start == "random":
+        return network
+    Z = jnp.concatenate(rows.views, axis=1)
+    estimate = hcl_ml(SampleCovariance.from_data(Z), hierarchy, noise="feature")
+    psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
+    encoders, decoders = [], []
+    for m, view in zip(hierarchy.modalities, rows.views, strict=True):
+        own, columns = hierarchy.rows(m), hierarchy.active_columns(m)
+        score_map = posterior_mean_scores(estimate.loadings[own][:, columns], psi[own])
+        centred = view - view.mean(axis=0, keepdims=True)
+        scores = centred @ score_map
+        root, _ = inverse_root(scores.T @ scores / scores.shape[0])
+        score_map = score_map @ root
+        ranks = [rank for s, rank in hierarchy.ranks if m in s]
+        blocks = jnp.split(score_map, np.cumsum(ranks)[:-1], axis=1)
+        padded = [jnp.pad(block, ((0, 0), (0, max(ranks) - block.shape[1]))) for block in blocks]
+        encoders.append(eqx.tree_at(lambda e: e.skip, network.encoders[m - 1], jnp.stack(padded, axis=1)))
+        back = (centred @ score_map).T @ centred / centred.shape[0]
+        decoders.append(eqx.tree_at(lambda d: d.skip, network.decoders[m - 1], back))
+    return eqx.tree_at(lambda n: (n.encoders, n.decoders), network, (tuple(encoders), tuple(decoders)))
+
+
+def loss(network: HclNetwork, batch: Batch, key: Key[Array, ""], config: HclConfig) -> tuple[Float[Array, ""], dict]:
+    """The contrast of every pair of modalities, and three penalties."""
+    hierarchy = network.hierarchy
+    whitened = [whiten(raw) for raw in network.raw(batch.views)]
+    contrast, exclusivity = jnp.zeros((), whitened[0].dtype), jnp.zeros((), whitened[0].dtype)
+    for m, other in combinations(hierarchy.modalities, 2):
+        a, b = whitened[m - 1], whitened[other - 1]
+        ours, theirs, unlike = _shared_columns(hierarchy, m, other)
+        if len(ours):
+            contrast = contrast + _contrast(a[:, ours], b[:, theirs], config)
+        exclusivity = exclusivity + jnp.sum(jnp.where(unlike, (a.T @ b / a.shape[0]) ** 2, 0))
+    error = jnp.stack(
+        [
+            h.shape[1] * jnp.mean((view - decoder(h)) ** 2)
+            for view, decoder, h in zip(batch.views, network.decoders, whitened, strict=True)
+        ]
+    ).sum()
+    moments = jnp.stack(
+        [third_moments(h, _groups(hierarchy, m)) for m, h in zip(hierarchy.modalities, whitened, strict=True)]
+    ).sum()
+    parts = {"contrast": contrast, "exclusivity": exclusivity, "reconstruction": error, "independence": moments}
+    weights = (1, config.exclusivity, config.reconstruction, config.independence)
+    return jnp.stack([weight * part for weight, part in zip(weights, parts.values(), strict=True)]).sum(), parts
+
+
+def _contrast(a: Float[Array, "n k"], b: Float[Array, "n k"], config: HclConfig) -> Float[Array, ""]:
+    """Symmetric InfoNCE with φ_ij = −‖a_i − b_j‖²/2τ."""
+    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :]
+    phi = (a @ b.T - squares / 2) / config.temperature
+    own = jnp.mean(jnp.diagonal(phi))
+    return (jax.nn.logsumexp(phi, axis=0).mean() + jax.nn.logsumexp(phi, axis=1).mean()) / 2 - own
+
+
+def _shared_columns(hierarchy: Hierarchy, m: int, other: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(where the structures that both hold stand among the columns of each, which pairs of columns are of unlike structures)."""
+    ours, theirs = hierarchy.active_columns(m), hierarchy.active_columns(other)
+    both = np.intersect1d(ours, theirs)
+    of_column = np.repeat(np.arange(len(hierarchy.structures)), [rank for _, rank in hierarchy.ranks])
+    unlike = of_column[ours][:, None] != of_column[theirs][None, :]
+    return np.searchsorted(ours, both), np.searchsorted(theirs, both), unlike
+
+
+def _groups(hierarchy: Hierarchy, m: int) -> np.ndarray:
+    """The structure of each of a modality's coordinates, as an integer."""
+    of_column = np.repeat(np.arange(len(hierarchy.structures)), [rank for _, rank in hierarchy.ranks])
+    return of_column[hierarchy.active_columns(m)]
+
+
+def finish(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclConfig) -> HclNetwork:
+    """Whitening, rotations and reliabilities, from all training rows."""
+    raw = network.raw(rows.views)
+    means = tuple(r.mean(axis=0) for r in raw)
+    roots = tuple(
+        inverse_root((r - mean[None, :]).T @ (r - mean[None, :]) / r.shape[0])[0] for r, mean in zip(raw, means, strict=True)
+    )
+    whitened = [(r - mean[None, :]) @ root for r, mean, root in zip(raw, means, roots, strict=True)]
+    rotation, reliability = jnp.eye(hierarchy.n_factors, dtype=raw[0].dtype), jnp.zeros_like(network.reliability)
+    for s in hierarchy.structures:
+        columns = hierarchy.columns(s)
+        blocks = [whitened[m - 1][:, np.isin(hierarchy.active_columns(m), np.arange(columns.start, columns.stop))] for m in s]
+        Q, a = shared_axes(blocks)
+        rotation = rotation.at[columns, columns].set(Q)
+        reliability = reliability.at[np.array(s) - 1, columns].set(a)
+    return eqx.tree_at(lambda n: (n.means, n.roots, n.rotation, n.reliability), network, (means, roots, rotation, reliability))
+
+
+def shared_axes(blocks: list[Float[Array, "n r"]]) -> tuple[Float[Array, "r r"], Float[Array, "m r"]]:
+    """(Q, a): rotated by Q, coordinate k of block m is a_mk z_k + noise, with one z for all blocks.
+
+    Q are the eigenvectors of the mean symmetrised cross-covariance of two blocks; a_m a_l, the nearest to the correlations of the
+    rotated coordinates off the diagonal (unweighted least squares factor analysis with one factor), between 0 and 0.999.
+    """
+    n, r = blocks[0].shape
+    if len(blocks) == 1:
+        return jnp.eye(r, dtype=blocks[0].dtype), jnp.ones((1, r), blocks[0].dtype)
+    cross = jnp.stack([a.T @ b / n for a, b in combinations(blocks, 2)]).mean(axis=0)
+    _, Q = jnp.linalg.eigh((cross + cross.T) / 2)
+    rotated = jnp.stack([block @ Q for block in blocks])
+    R = jnp.einsum("mnr,lnr->rml", rotated, rotated) / n
+    off = R * (1 - jnp.eye(len(blocks), dtype=R.dtype))[None]
+    a = jnp.sqrt(jnp.clip(off.sum(axis=(1, 2)) / (len(blocks) * (len(blocks) - 1)), 1e-6, 1))[:, None] * jnp.ones_like(R[:, 0])
+
+    def step(a, _):
+        others = jnp.sum(a**2, axis=1, keepdims=True) - a**2
+        new = jnp.einsum("rml,rl->rm", off, a) / jnp.maximum(others, 1e-6)
+        return jnp.clip((a + new) / 2, 0, 0.999), None
+
+    a, _ = jax.lax.scan(step, a, length=30)
+    return Q, a.T
+
+
+LEAST_CORRELATION, MOST_EXPLAINED = 0.3, 0.2
+"""A structure is absent where its modalities correlate less than that, or other structures explain more than that of it."""
+
+
+class Evidence(NamedTuple):
+    """What rows say of a structure: see `structure_evidence`."""
+
+    correlation: float
+    explained: float
+    absent: bool
+
+
+def structure_evidence(fitted: NetworkFit, views: Any) -> dict[Structure, Evidence]:
+    """Whether each shared structure is there, from rows alone: those of the training will do.
+
+    `correlation`: mean over the structure's pairs of modalities, and coordinates, of the correlation of what the two say of it.
+    What nobody shares correlates little, unless encoders fill the structure with nonlinear functions of the factors of other
+    structures, which the modalities do share. Factors of two structures are independent, and so `explained` tells these: the share
+    of the variance of the structure's scores that a regression on the other structures' scores explains, with their squares,
+    products and absolute values. It is fitted to the first half of the rows and judged on the second, so negative where there is
+    nothing; with fewer than ten rows for each of these features, K(K + 5)/2 for K scores of others, it is too low.
+
+    `absent` is a correlation below `LEAST_CORRELATION`, or `explained` above `MOST_EXPLAINED`.
+    """
+    X, present = read_rows(views, fitted.dims)
+    if present is not None:
+        raise ValueError("views: lack some rows of some view; expected whole ones")
+    rows = fitted.standardised(X)
+    correlation, explained = (np.asarray(values, float) for values in evidence(fitted.network, rows))
+    shared = [s for s in fitted.hierarchy.structures if len(s) > 1]
+    return {
+        s: Evidence(float(c), float(e), bool(c < LEAST_CORRELATION or e > MOST_EXPLAINED))
+        for s, c, e in zip(shared, correlation, explained, strict=True)
+    }
+
+
+@compiled
+def evidence(network: HclNetwork, views: tuple[Rows, ...]) -> tuple[Float[Array, " S"], Float[Array, " S"]]:
+    """(correlation, explained) of every shared structure, in order: see `structure_evidence`."""
+    hierarchy = network.hierarchy
+    rotated, scores = network.rotated(views), network.scores(views)
+    half = scores.shape[0] // 2
+    correlations, explained = [], []
+    for s in hierarchy.structures:
+        if len(s) == 1:
+            continue
+        columns = np.arange(hierarchy.n_factors)[hierarchy.columns(s)]
+        places = [np.searchsorted(hierarchy.active_columns(m), columns) for m in s]
+        blocks = [rotated[m - 1][:, place] for m, place in zip(s, places, strict=True)]
+        correlations.append(jnp.stack([_correlation(a, b).mean() for a, b in combinations(blocks, 2)]).mean())
+        others = scores[:, np.setdiff1d(np.arange(hierarchy.n_factors), columns)]
+        explained.append(_explained(_with_products(others), scores[:, columns], half))
+    return jnp.stack(correlations), jnp.stack(explained)
+
+
+def _correlation(a: Float[Array, "n r"], b: Float[Array, "n r"]) -> Float[Array, " r"]:
+    """Of every column with its like."""
+    a, b = a - a.mean(axis=0, keepdims=True), b - b.mean(axis=0, keepdims=True)
+    sizes = jnp.sqrt(jnp.sum(a**2, axis=0) * jnp.sum(b**2, axis=0))
+    return jnp.sum(a * b, axis=0) / jnp.where(sizes > 0, sizes, 1)
+
+
+def _with_products(T: Float[Array, "n k"]) -> Float[Array, "n p"]:
+    """1, the columns, their products two by two, and their absolute values."""
+    i, j = np.triu_indices(T.shape[1])
+    return jnp.concatenate([jnp.ones_like(T[:, :1]), T, T[:, i] * T[:, j], jnp.abs(T)], axis=1)
+
+
+def _explained(features: Float[Array, "n p"], targets: Float[Array, "n r"], half: int) -> Float[Array, ""]:
+    """Mean R² of the targets of the second half, of a regression on the first (with a ridge of a millionth)."""
+    F, T = features[:half], targets[:half]
+    gram = F.T @ F / half
+    eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    B = jnp.linalg.solve(gram + 1e-6 * jnp.trace(gram) / gram.shape[0] * eye, F.T @ T / half)
+    left = jnp.mean((targets[half:] - features[half:] @ B) ** 2, axis=0)
+    return jnp.mean(1 - left / targets[half:].var(axis=0))
+
+
+def membership(hierarchy: Hierarchy, config: HclConfig) -> np.ndarray:
+    return hierarchy.modality_mask
+
+
+METHOD = Method("hcl", HclConfig, build, loss, membership, start, finish)
+
+
+def fit(
+    views: Any, hierarchy: Hierarchy, config: HclConfig = HclConfig(), *, y: Any = None, key: Any, **options: Any
+) -> NetworkFit:
+    """Nonlinear HCL on rows; options as in `fit_network`."""
+    return fit_network(METHOD, views, hierarchy, config, y=y, key=key, **options)

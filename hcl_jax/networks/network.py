@@ -1,0 +1,343 @@
+"""What a network learns and how it is fitted: one contract for all methods, `fit(views, hierarchy, config, *, y=None, key)`."""
+
+import dataclasses
+import json
+import zipfile
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from hcl_jax.compiled import compiled
+from hcl_jax.fitted import Fitted, check_views, read_rows
+from hcl_jax.marginals import MARGINALS, Marginals
+from hcl_jax.networks.training import Batch, TrainingConfig, held_out_rows, join_numbers, split_numbers, train_network
+from hcl_jax.structure import Hierarchy, as_hierarchy
+from hcl_jax.views import UNREADABLE, as_key, as_labels, as_response, centre_and_scale, check_options
+
+Rows = Float[Array, "n _p"]
+
+
+class Network(eqx.Module):
+    """Maps of standardised views. `present` (n × M) says which views each row has; None: all of them."""
+
+    @abstractmethod
+    def scores(self, views: tuple[Rows, ...], present: Bool[Array, "n M"] | None = None) -> Float[Array, "n R"]:
+        """What `transform` returns, by column of the membership."""
+
+    @abstractmethod
+    def outputs(self, views: tuple[Rows, ...]) -> Float[Array, "n o"]:
+        """Of the supervised head: the standardised response, or one logit a class."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What all networks have in common; every method adds its own.
+
+    inputs: what encoders see of a feature: its "normal" scores, or its "standardised" values.
+    supervision: what a response, where one is given, is used for: "joint" adds the task's loss from the first step, "tuned"
+    trains without it first and goes on with it from there, "none" leaves it alone.
+    task_weight: of the task's loss: half the mean squared error of the standardised response, or the cross-entropy.
+    n_classes: of an integer response; None where the response is a number.
+    """
+
+    training: TrainingConfig = TrainingConfig()
+    inputs: Literal["normal", "standardised"] = "normal"
+    supervision: Literal["joint", "tuned", "none"] = "joint"
+    task_weight: float = 1.0
+    n_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"task_weight": 0, "n_classes": 2}
+        choices = {"inputs": tuple(MARGINALS), "supervision": ("joint", "tuned", "none")}
+        check_options(self, choices=choices, least=least)
+
+    @property
+    def n_outputs(self) -> int:
+        return 1 if self.n_classes is None else self.n_classes
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, as the one way to fit it sees it. All functions are a module's, so that compiled programs are found by them."""
+
+    name: str
+    config: type[NetworkConfig]
+    build: Callable[[Key[Array, ""], Hierarchy, Any], Network]
+    """A network with random weights, in the configuration's precision."""
+    loss: Callable[[Any, Batch, Key[Array, ""], Any], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+    """(network, batch, key, configuration) -> (the loss without the task's, its parts)."""
+    membership: Callable[[Hierarchy, Any], np.ndarray]
+    """M × R booleans."""
+    start: Callable[[Any, Batch, Hierarchy, Any], Network] = field(default=lambda network, *_: network)
+    """(network, training rows, hierarchy, configuration) -> where training starts."""
+    finish: Callable[[Any, Batch, Hierarchy, Any], Network] = field(default=lambda network, *_: network)
+    """What is set from the training rows once training has ended."""
+    check: Callable[[Hierarchy, Any], None] = field(default=lambda *_: None)
+    """Raise `ValueError` where the method cannot be fitted to the hierarchy."""
+
+
+class NetworkFit(Fitted):
+    """A trained network, with what its training rows say of single features."""
+
+    network: Network
+    marginals: Marginals
+    membership: Bool[Array, "M R"]
+    status: Int[Array, ""]
+    steps: Int[Array, ""]
+    history: dict[str, Float[Array, " rounds"]]
+    """By round, from the start on: mean `train` loss, `held_out` loss and its parts; NaN after the last round."""
+    response: tuple[Float[Array, " o"], Float[Array, " o"]]
+    """Mean and standard deviation of the response."""
+    dims: tuple[int, ...] = eqx.field(static=True)
+    hierarchy: Hierarchy = eqx.field(static=True)
+    method: str = eqx.field(static=True)
+    config: Any = eqx.field(static=True)
+    supervised: bool = eqx.field(static=True)
+
+    def standardised(self, X: Float[Array, "n d"]) -> tuple[Rows, ...]:
+        """What the network sees of rows of all views side by side."""
+        return split_views(self.marginals(X).astype(self.config.training.dtype), self.dims)
+
+    def transform(self, views: Any, presence: Any = None) -> Float[Array, "n R"]:
+        X, present = read_rows(views, self.dims, presence)
+        return _scores(self, X, present)
+
+    def predict(self, views: Any) -> Float[Array, "..."]:
+        """The response that is expected, or the probability of every class (n × C)."""
+        if not self.supervised:
+            raise ValueError("fitted: this network saw no response; expected a supervised one, or regress on its scores")
+        X, present = read_rows(views, self.dims)
+        if present is not None:
+            raise ValueError("views: lack some rows of some view; expected whole ones, or regress on the scores")
+        return _predictions(self, X)
+
+    def save(self, path: Path | str) -> None:
+        """One .npz without pickle: arrays, and a description in JSON. `load` gives back the same bits."""
+        leaves = jax.tree_util.tree_leaves_with_path(self)
+        arrays: dict[str, Any] = {jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in leaves}
+        description = {
+            "method": self.method,
+            "dims": self.dims,
+            "ranks": [[list(s), rank] for s, rank in self.hierarchy.ranks],
+            "config": dataclasses.asdict(self.config),
+            "supervised": self.supervised,
+            "history": sorted(self.history),
+        }
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, description=np.array(json.dumps(description)), **arrays)
+        temporary.replace(path)
+
+
+def split_views(Z: Float[Array, "n d"], dims: tuple[int, ...]) -> tuple[Rows, ...]:
+    """The views that stand side by side."""
+    return tuple(jnp.split(Z, np.cumsum(dims)[:-1], axis=1))
+
+
+@compiled
+def _scores(fitted: NetworkFit, X: Float[Array, "n d"], present: Bool[Array, "n M"] | None) -> Float[Array, "n R"]:
+    views = fitted.standardised(X)
+    if present is not None:
+        views = tuple(jnp.where(present[:, m, None], view, 0) for m, view in enumerate(views))
+    return fitted.network.scores(views, present).astype(X.dtype)
+
+
+@compiled
+def _predictions(fitted: NetworkFit, X: Float[Array, "n d"]) -> Float[Array, "..."]:
+    outputs = fitted.network.outputs(fitted.standardised(X))
+    if fitted.config.n_classes is not None:
+        return jax.nn.softmax(outputs, axis=1).astype(X.dtype)
+    mean, deviation = fitted.response
+    return (mean[None, :] + deviation[None, :] * outputs.astype(mean.dtype))[:, 0].astype(X.dtype)
+
+
+def task_loss(outputs: Float[Array, "n o"], y: Array, n_classes: int | None) -> Float[Array, ""]:
+    """Half the mean squared error, or the cross-entropy of integer classes."""
+    if n_classes is None:
+        return jnp.mean(jnp.sum((outputs - y) ** 2, axis=1)) / 2
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(outputs, axis=1), y[:, None], axis=1))
+
+
+def _loss(method: Method, network: Network, batch: Batch, key: Array, config: Any) -> tuple[Array, dict[str, Array]]:
+    value, parts = method.loss(network, batch, key, config)
+    if batch.y is None:
+        return value, parts
+    task = task_loss(network.outputs(batch.views), batch.y, config.n_classes)
+    return value + config.task_weight * task, parts | {"task": task}
+
+
+LOSSES: dict[Method, Callable[..., tuple[Array, dict[str, Array]]]] = {}
+
+
+def _loss_of(method: Method) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """One function a method, so that compiled programs are found again."""
+    return LOSSES.setdefault(method, partial(_loss, method))
+
+
+def fit_network(
+    method: Method,
+    views: Any,
+    hierarchy: Hierarchy,
+    config: Any = None,
+    *,
+    y: Any = None,
+    key: Any,
+    progress: bool = False,
+    checkpoint: Path | str | None = None,
+) -> NetworkFit:
+    """The method, trained on the views: on its own loss, and the task's where a response is given.
+
+    A response that is a number is standardised; integers are classes, `n_classes` of them. Pure under `jit` and `vmap`; called
+    plainly it can show its `progress`, and keep a `checkpoint` from which an interrupted run goes on. A loss that is not finite
+    ends it in status 2. Raises `ValueError`, before any computing, for views that are not the hierarchy's, a missing key, and
+    options out of range.
+    """
+    config = method.config() if config is None else config
+    if not isinstance(config, method.config):
+        raise ValueError(f"config: is of type {type(config).__name__}; expected a {method.config.__name__}")
+    method.check(as_hierarchy(hierarchy), config)
+    read = check_views(views, hierarchy.dims, least=1)
+    key = as_key(key, "for the start of the training and its batches")
+    X, response = read.stacked(), None
+    if X.shape[0] < 4:
+        raise ValueError(f"views: have {X.shape[0]} rows; expected at least 4")
+    if y is not None and config.supervision != "none":
+        if config.n_classes is None:
+            response = as_response(y, read.n_samples, samples=read.sample_names).astype(X.dtype)[:, None]
+        else:
+            response = as_labels(y, read.n_samples, config.n_classes, "y")
+    return fit_rows(method, X, hierarchy, config, response, key, progress=progress, checkpoint=checkpoint)
+
+
+def fit_rows(
+    method: Method,
+    X: Float[Array, "n d"],
+    hierarchy: Hierarchy,
+    config: Any,
+    response: Array | None,
+    key: Array,
+    *,
+    progress: bool = False,
+    checkpoint: Path | str | None = None,
+) -> NetworkFit:
+    """The same for rows that are checked; a response is n × o numbers, or n classes."""
+    static, numbers = split_numbers(config)
+    prepared = _prepare(method, static, numbers, hierarchy, X, response, key)
+    network, train, held = prepared.network, prepared.train, prepared.held
+    loss = _loss_of(method)
+    k_first, k_second = prepared.keys
+    file = None if checkpoint is None else Path(checkpoint)
+    if config.supervision == "tuned" and response is not None:
+        blind, blind_held = (batch._replace(y=None) for batch in (train, held))
+        before = None if file is None else file.with_name(file.name + ".pretraining")
+        network = train_network(
+            loss, static, numbers, network, blind, blind_held, k_second, progress=progress, checkpoint=before
+        ).model
+    trained = train_network(loss, static, numbers, network, train, held, k_first, progress=progress, checkpoint=file)
+    network = _finish(method, static, numbers, hierarchy, trained.model, train)
+    return NetworkFit(
+        network=network,
+        marginals=prepared.marginals,
+        membership=jnp.asarray(method.membership(hierarchy, config)),
+        status=trained.status,
+        steps=trained.steps,
+        history=trained.history,
+        response=prepared.response,
+        dims=hierarchy.dims,
+        hierarchy=hierarchy,
+        method=method.name,
+        config=config,
+        supervised=response is not None,
+    )
+
+
+class Prepared(eqx.Module):
+    """What training starts from."""
+
+    network: Network
+    train: Batch
+    held: Batch
+    marginals: Marginals
+    response: tuple[Float[Array, " o"], Float[Array, " o"]]
+    keys: tuple[Array, Array]
+
+
+@compiled
+def _prepare(
+    method: Method, static: Any, numbers: dict, hierarchy: Hierarchy, X: Array, response: Array | None, key: Array
+) -> Prepared:
+    config = join_numbers(static, numbers, static.training.dtype)
+    k_build, k_rows, k_first, k_second = jr.split(key, 4)
+    marginals = MARGINALS[config.inputs].of(X)
+    Z = marginals(X).astype(config.training.dtype)
+    mean, deviation = jnp.zeros(1, X.dtype), jnp.ones(1, X.dtype)
+    y = response
+    if response is not None and config.n_classes is None:
+        mean, deviation = centre_and_scale(response)
+        y = ((response - mean[None, :]) / deviation[None, :]).astype(config.training.dtype)
+        deviation = jnp.where(jnp.isfinite(deviation), deviation, 0)
+    rows = Batch(split_views(Z, hierarchy.dims), y)
+    order = jr.permutation(k_rows, X.shape[0])
+    n_held = held_out_rows(X.shape[0], config.training.held_out)
+    train, held = rows.of_rows(order[n_held:]), rows.of_rows(order[:n_held])
+    network = method.start(method.build(k_build, hierarchy, config), train, hierarchy, config)
+    return Prepared(network, train, held, marginals, (mean, deviation), (k_first, k_second))
+
+
+@compiled
+def _finish(method: Method, static: Any, numbers: dict, hierarchy: Hierarchy, network: Network, train: Batch) -> Network:
+    return method.finish(network, train, hierarchy, join_numbers(static, numbers, static.training.dtype))
+
+
+def load_fit(path: Path | str, methods: dict[str, Method]) -> NetworkFit:
+    """The fit that `NetworkFit.save` wrote. Raises `ValueError` for a file that is not one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            description = json.loads(str(file["description"]))
+            arrays = {name: jnp.asarray(file[name]) for name in file.files if name != "description"}
+        method = methods[description["method"]]
+        config = _config_from(method.config, description["config"])
+        hierarchy = Hierarchy(description["dims"], {tuple(s): rank for s, rank in description["ranks"]})
+    except FileNotFoundError:
+        raise ValueError(f"path: no file {path}; expected one that was saved by a fit") from None
+    except (*UNREADABLE, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path: {path} cannot be read ({error}); expected a file that was saved by a fit") from None
+    marginals = MARGINALS[config.inputs]
+    held = [arrays[f".marginals.{item.name}"] for item in dataclasses.fields(marginals)]
+    skeleton = NetworkFit(
+        network=eqx.filter_eval_shape(method.build, jr.key(0), hierarchy, config),
+        marginals=marginals(*held),
+        membership=arrays[".membership"],
+        status=arrays[".status"],
+        steps=arrays[".steps"],
+        history={name: arrays[f".history['{name}']"] for name in description["history"]},
+        response=(arrays[".response[0]"], arrays[".response[1]"]),
+        dims=hierarchy.dims,
+        hierarchy=hierarchy,
+        method=method.name,
+        config=config,
+        supervised=description["supervised"],
+    )
+    return jax.tree_util.tree_map_with_path(lambda place, _: arrays[jax.tree_util.keystr(place)], skeleton)
+
+
+def _config_from(kind: type, held: dict[str, Any]) -> Any:
+    """A frozen dataclass from its fields as JSON has them."""
+    values = {}
+    for item in dataclasses.fields(kind):
+        value, default = held[item.name], item.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            value = _config_from(type(default), value)
+        values[item.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

@@ -1,0 +1,96 @@
+"""Nonlinear HCL: whitening, axes, scores; and what it recovers."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from helpers import assert_at_least, assert_at_most, assert_close, assert_within
+
+from hcl_jax import Hierarchy
+from hcl_jax.experiments.nonlinear import DrawSpec, draw, score_metrics
+from hcl_jax.linalg import inverse_root
+from hcl_jax.networks import TrainingConfig, hcl
+
+H = Hierarchy((12, 10, 8), {"123": 2, "12": 1, "1": 1, "2": 2, "3": 1})
+
+
+def test_newton_reaches_the_symmetric_root():
+    A = jr.normal(jr.key(0), (40, 8))
+    C = A.T @ A / 40
+    assert_close(hcl.newton_inverse_root(C), inverse_root(C)[0], "C^(-1/2)", slack=1e12)  # the ridge of 1e-5
+
+
+def test_whitened_coordinates_are_uncorrelated_and_near_the_raw_ones():
+    raw = jr.normal(jr.key(0), (500, 6)) @ (jnp.eye(6) + 0.1 * jr.normal(jr.key(1), (6, 6))) + 3.0
+    h = hcl.whiten(raw)
+    np.testing.assert_allclose(h.T @ h / 500, jnp.eye(6), atol=1e-4)
+    assert float(jnp.diag(jnp.corrcoef(h, raw, rowvar=False)[:6, 6:]).min()) > 0.95
+
+
+@pytest.mark.parametrize("correlations", [(0.9, 0.6), (0.95, 0.8, 0.5)])
+def test_shared_axes_find_how_well_each_modality_knows_the_factor(correlations):
+    n, r = 100_000, 2
+    z = jr.normal(jr.key(0), (n, r)) * jnp.ones((1, r))
+    mixing = jnp.linalg.qr(jr.normal(jr.key(2), (r, r)))[0]
+    strength = jnp.array([1.0, 0.7])  # of the two factors, so that their axes can be told apart
+    blocks = []
+    for m, c in enumerate(correlations):
+        a = c * strength
+        blocks.append((a[None, :] * z + jnp.sqrt(1 - a**2)[None, :] * jr.normal(jr.key(10 + m), (n, r))) @ mixing.T)
+    Q, a = hcl.shared_axes(blocks)
+    np.testing.assert_allclose(jnp.abs(Q.T @ mixing), jnp.eye(r)[::-1], atol=0.03)
+    if len(correlations) > 2:  # of two, only the product is known
+        for m, c in enumerate(correlations):
+            assert_within(a[m, 1], c, 0.02, f"reliability of modality {m + 1}")
+    else:
+        assert_within(a[0, 1] * a[1, 1], correlations[0] * correlations[1], 0.02, "product of the reliabilities")
+
+
+def views_of(link, n, hierarchy=H, seed=0):
+    spec = DrawSpec(hierarchy, "float64", n, link, "gaussian")
+    drawn = draw(spec, (np.uint32(0), np.uint32(seed), jnp.asarray(0.09)), jnp.uint32(0))
+    views = [drawn.x[:, hierarchy.rows(m)] for m in hierarchy.modalities]
+    return views, drawn.z
+
+
+def test_scores_are_posterior_means_under_the_learned_correlations():
+    views, _ = views_of("leaky", 300)
+    fitted = hcl.fit(views, H, hcl.HclConfig(training=TrainingConfig(steps=0)), key=jr.key(0))
+    network = fitted.network
+    rotated = [
+        h @ network.rotation[np.ix_(c, c)]
+        for h, c in zip(
+            network.whitened(tuple(v for v in _standardised(fitted, views))),
+            [H.active_columns(m) for m in H.modalities],
+            strict=True,
+        )
+    ]
+    k = H.columns("12").start
+    a = np.asarray(network.reliability[:2, k], float)
+    own = np.stack([np.asarray(rotated[m][:, list(H.active_columns(m + 1)).index(k)], float) for m in range(2)], axis=1)
+    covariance = np.outer(a, a) + np.diag(1 - a**2)
+    np.testing.assert_allclose(fitted.transform(views)[:, k], own @ np.linalg.solve(covariance, a), rtol=1e-4, atol=1e-4)
+    alone = fitted.transform(views, jnp.zeros((300 + 2000, 3), bool).at[:, 0].set(True))
+    np.testing.assert_allclose(alone[:, k], a[0] * own[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(alone[:, H.columns("3")], 0)
+
+
+def _standardised(fitted, views):
+    X = fitted.marginals(jnp.concatenate(views, axis=1)).astype(jnp.float32)
+    return jnp.split(X, np.cumsum(H.dims)[:-1], axis=1)
+
+
+def test_training_beats_the_linear_start_on_a_link_that_mixes_features():
+    views, z = views_of("leaky", 1500)
+    train = [view[:1500] for view in views]
+    config = hcl.HclConfig(training=dataclasses.replace(hcl.HclConfig().training, batch_size=256, steps=400))
+    held = {}
+    for name, steps in (("start", 0), ("trained", 400)):
+        own = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps))
+        fitted = hcl.fit(train, H, own, key=jr.key(1))
+        held[name] = score_metrics(fitted.transform(views), fitted.membership, z, H, 1500)
+    gain = held["trained"]["r_squared"].mean() - held["start"]["r_squared"].mean()
+    assert_at_least(gain, 0.01, "R² of all structures, beside the linear start's")
+    assert_at_most(held["trained"]["leak"], 0.02, "leak")
