@@ -16,6 +16,9 @@ Similarity = Callable[[Float[Array, "n r"], Float[Array, "n r"]], Float[Array, "
 """ℓ(h_i, h'_j) for all pairs of samples."""
 
 
+Scalar = float | Float[Array, ""]
+
+
 def inner_product(a: Float[Array, "n r"], b: Float[Array, "n r"]) -> Float[Array, "n n"]:
     """⟨h_i, h'_j⟩."""
     return a @ b.T
@@ -24,6 +27,18 @@ def inner_product(a: Float[Array, "n r"], b: Float[Array, "n r"]) -> Float[Array
 def cosine(a: Float[Array, "n r"], b: Float[Array, "n r"]) -> Float[Array, "n n"]:
     """⟨h_i, h'_j⟩/(‖h_i‖‖h'_j‖), 0 where a representation is zero."""
     return _unit(a) @ _unit(b).T
+
+
+def negative_distance(a: Float[Array, "n r"], b: Float[Array, "n r"]) -> Float[Array, "n n"]:
+    """−½‖h_i − h'_j‖²."""
+    return a @ b.T - (jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :]) / 2
+
+
+def gaussian_log_ratio(a: Float[Array, "n r"], b: Float[Array, "n r"], correlation: Scalar = 0.9) -> Float[Array, "n n"]:
+    """log p(h_i, h'_j)/(p(h_i) p(h'_j)), up to a constant, of standard normal coordinates with that correlation ρ each:
+    (ρ⟨h, h'⟩ − ½ρ²(‖h‖² + ‖h'‖²))/(1 − ρ²)."""
+    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :]
+    return (correlation * (a @ b.T) - correlation**2 * squares / 2) / (1 - correlation**2)
 
 
 def _unit(a: Float[Array, "n r"]) -> Float[Array, "n r"]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hcl_jax.views import centre_and_scale
+from hcl_jax.views import centre_and_scale, centred, standardise
 
 KNOTS = 1000
 """At most so many quantiles of a feature are kept; all its values where there are fewer rows."""
@@ -42,25 +42,31 @@ class NormalScores(eqx.Module):
     (Liu, Lafferty and Wasserman, 2009).
     """
 
+    centre: Float[Array, " d"]
+    scale: Float[Array, " d"]
     values: Float[Array, "k d"]
+    """In units of `scale` about `centre`: interpolation has an absolute precision."""
     scores: Float[Array, "k d"]
 
     @classmethod
     def of(cls, X: Float[Array, "n d"]) -> "NormalScores":
         n = X.shape[0]
-        ordered = jnp.sort(X, axis=0)
+        _, centre, deviation = centred(X)
+        scale = jnp.where(deviation > 0, deviation, 1)
+        ordered = jnp.sort((X - centre[None, :]) / scale[None, :], axis=0)
         ranks = jax.vmap(_mean_ranks, in_axes=1, out_axes=1)(ordered)
         scores = jax.scipy.special.ndtri((ranks - 0.5) / n).astype(X.dtype)
-        centre, scale = centre_and_scale(scores)
         kept = _kept_ranks(n)
-        return cls(ordered[kept], ((scores - centre[None, :]) / scale[None, :])[kept])
+        return cls(centre, scale, ordered[kept], standardise(scores, scores)[kept])
 
     def __call__(self, X: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        return jax.vmap(jnp.interp, in_axes=(1, 1, 1), out_axes=1)(X.astype(self.values.dtype), self.values, self.scores)
+        units = (X.astype(self.centre.dtype) - self.centre[None, :]) / self.scale[None, :]
+        return jax.vmap(jnp.interp, in_axes=(1, 1, 1), out_axes=1)(units, self.values, self.scores)
 
     def inverse(self, scores: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """The values that have these scores, by feature: the training quantile map, read backwards."""
-        return jax.vmap(jnp.interp, in_axes=(1, 1, 1), out_axes=1)(scores.astype(self.values.dtype), self.scores, self.values)
+        units = jax.vmap(jnp.interp, in_axes=(1, 1, 1), out_axes=1)(scores.astype(self.centre.dtype), self.scores, self.values)
+        return self.centre[None, :] + self.scale[None, :] * units
 
 
 Marginals = Standardisation | NormalScores

@@ -8,6 +8,8 @@ REPRESENTATION+REGRESSION, such as hcl-ml+posterior, hcl-ml+debiased-group, slid
     python simulations/downstream.py                            # HCL and ridge: minutes
     python simulations/downstream.py --preset tiny              # seconds
     python simulations/downstream.py --preset baselines --dry-run
+    python simulations/downstream.py --preset deep --dry-run    # networks: MISA, ConVIRT, DLF, TSD and nonlinear HCL
+    python simulations/downstream.py --preset links --dry-run   # the same, and linear methods, behind links that are not linear
     python simulations/downstream.py --preset coefficients      # the error of β against m, and the structures selected
     python simulations/downstream.py --n-grid 2000 --m-grid 200 --support 123 12 --methods hcl-ml+posterior-group bayes
     python simulations/downstream.py --list-methods
@@ -54,6 +56,12 @@ BASELINE_METHODS = (
 )
 SELECTED = ("jive-permutation", "jive-bic", "ajive-selected", "slide-bcv", "sjive-permutation", "hnn-angle")
 SELECTED_METHODS = tuple(f"{name}+ridge" for name in SELECTED)
+DEEP = ("hcl", "misa", "convirt", "dlf", "tsd")
+DEEP_METHODS = (
+    *("hcl-vb+posterior", "hcl-copula+ridge", "raw+ridge", "bayes"),
+    *(f"{name}+{regression}" for name in DEEP for regression in ("ridge", "own")),
+)
+LINKED_METHODS = (*DEEP_METHODS, "hcl-flow+ridge", "hcl-ml+posterior-ridge", "jive+ridge", "slide+ridge", "sjive+ridge")
 COEFFICIENT_METHODS = tuple(f"hcl-ml+{regression}" for regression in HCL_REGRESSIONS)
 
 
@@ -61,9 +69,10 @@ COEFFICIENT_METHODS = tuple(f"hcl-ml+{regression}" for regression in HCL_REGRESS
 class Study(SweepOptions):
     """Every option is described below; --preset sets the defaults that are shown, and any option overrides it."""
 
-    preset: Literal["tiny", "default", "baselines", "selected", "coefficients", "paper"] = "default"
+    preset: Literal["tiny", "default", "baselines", "selected", "deep", "links", "coefficients", "paper"] = "default"
     """Where the other options start: seconds; HCL against n; the matrix decompositions at the true ranks, or with their own rank
-    rules (hours); regressions against m; or the paper's grid with HCL and ridge."""
+    rules (hours); networks, and all of them behind links that are not linear (hours); regressions against m; or the paper's grid
+    with HCL and ridge."""
     noise_variance: tuple[float, ...] = (0.1,)
     """Noise variances, one setting each."""
     n_grid: tuple[int, ...] = (500, 1000, 2000, 4000, 8000)
@@ -112,6 +121,22 @@ PRESETS = {
         replicates=10,
         methods=("hcl-vb+posterior", "raw+ridge", *SELECTED_METHODS, "bayes"),
         output=Path("results/downstream-selected"),
+    ),
+    "deep": Study(
+        preset="deep",
+        noise_variance=(0.1, 1.0),
+        replicates=10,
+        methods=DEEP_METHODS,
+        output=Path("results/downstream-deep"),
+    ),
+    "links": Study(
+        preset="links",
+        noise_variance=(1.0,),
+        n_grid=(500, 2000, 8000),
+        link=("sinh", "leaky"),
+        replicates=3,
+        methods=LINKED_METHODS,
+        output=Path("results/downstream-links"),
     ),
     "coefficients": Study(
         preset="coefficients",

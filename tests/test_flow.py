@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from helpers import TWO, assert_at_least, assert_at_most, assert_close, relative
-from test_copula import SIZED, drawn, recovery
+from test_copula import SIZED, drawn, explained, recovery
 
 from hcl_jax import Hierarchy
 from hcl_jax.fitted import fit_estimator
@@ -141,6 +141,19 @@ def test_transform_is_by_row_and_takes_absent_views():
 
 
 @pytest.mark.slow
+def test_degenerate_features_leave_training_finite():
+    """A constant feature, a copy, a sum of others and a binary one, whose likelihood has no bound without jitter."""
+    views, z, *_ = drawn("leaky", 0, 1000, hierarchy=TWO)
+    views[0][:, 0], views[0][:, 1], views[0][:, 2] = 4.0, views[0][:, 3], views[0][:, 4] + views[0][:, 5]
+    views[1][:, 0] = views[1][:, 0] > 0
+    fitted = fit_flow(views, TWO, FlowConfig(QUICK), key=jr.key(0))
+    scores = np.asarray(fitted.transform(views))
+    assert int(fitted.status) == 0
+    assert np.isfinite(scores).all()
+    assert_at_least(explained(scores, z), explained(np.asarray(fit_copula(views, TWO).transform(views)), z) - 0.02, "R²")
+
+
+@pytest.mark.slow
 def test_a_response_trains_the_head():
     views, z, *_ = drawn("sinh", 0, 300, hierarchy=MIXED)
     y = z[:, 0] - z[:, 1]
@@ -157,7 +170,7 @@ def test_refusals_name_the_argument():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("link", "least"), [("leaky", (0.985, 0.978, 0.955)), ("leakyQ", (0.97, 0.95, 0.89))])
+@pytest.mark.parametrize(("link", "least"), [("leaky", (0.988, 0.982, 0.965)), ("leakyQ", (0.97, 0.955, 0.91))])
 def test_links_that_mix_features_are_learned(link, least):
     """n = 8,000, default settings: R² of the latent factors of 2,000 further rows, by level, and the leak."""
     found = []

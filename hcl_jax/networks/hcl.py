@@ -17,6 +17,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.compiled import compiled
+from hcl_jax.contrastive import (
+    cosine,
+    gaussian_log_ratio,
+    inner_product,
+    linear_loss,
+    negative_distance,
+    ridge_penalty,
+    similarities,
+    softmax_loss,
+)
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.likelihood import hcl_ml
 from hcl_jax.fisher import noise_by_feature
@@ -37,8 +47,14 @@ NEWTON_STEPS = 12
 class HclConfig(NetworkConfig):
     """Options of `fit`.
 
-    similarity: what the softmax contrasts are of: "distance" −‖h − h'‖²/2τ.
-    temperature: τ.
+    loss: "pairwise" contrasts each pair of modalities, by a softmax in both directions over the structures that both hold;
+    "softmax" all of them at once, Remark 2's; "linear" is eq. (2)'s.
+    similarity: ℓ of two representations of a structure: "distance" −½‖h − h'‖², "gaussian" the log density ratio of correlated
+    Gaussians, "inner" product, "cosine", or "bilinear" ⟨h, Bh'⟩ with a learned B for each structure.
+    temperature: τ, of the softmax. correlation: of the "gaussian" similarity.
+    structure_weights: w_s, one a structure of the hierarchy in its order; none given: 1.
+    whiten: False takes the encoders' outputs as they are, for eq. (2) with its ridge penalty, and linear encoders.
+    ridge, noise_variance: then, λ of (λ/4)‖FFᵀ‖² and σ² of (σ²/2)‖F‖², which takes the noise off the covariance.
     exclusivity: weight of the squared cross-covariances between unlike structures of two modalities.
     reconstruction: weight of the mean squared error of the decoders, in units of a coordinate.
     independence: weight of the third mixed moments between structures of a modality.
@@ -48,7 +64,14 @@ class HclConfig(NetworkConfig):
     """
 
     training: TrainingConfig = TrainingConfig(batch_size=512, learning_rate=3e-3)
+    loss: Literal["pairwise", "softmax", "linear"] = "pairwise"
+    similarity: Literal["distance", "gaussian", "inner", "cosine", "bilinear"] = "distance"
     temperature: float = 0.3
+    correlation: float = 0.9
+    structure_weights: tuple[float, ...] = ()
+    whiten: bool = True
+    ridge: float = 1.0
+    noise_variance: float = 0.0
     exclusivity: float = 1.0
     reconstruction: float = 3.0
     independence: float = 0.5
@@ -58,9 +81,19 @@ class HclConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = {"encoder": ("perceptron", "linear"), "start": ("linear", "random")}
-        weights = ("exclusivity", "reconstruction", "independence")
-        check_options(self, choices=choices, positive=("temperature",), least={"hidden": 1} | dict.fromkeys(weights, 0))
+        choices = {
+            "loss": ("pairwise", "softmax", "linear"),
+            "similarity": ("distance", "gaussian", "inner", "cosine", "bilinear"),
+            "encoder": ("perceptron", "linear"),
+            "start": ("linear", "random"),
+        }
+        weights = ("exclusivity", "reconstruction", "independence", "noise_variance")
+        positive = ("temperature", "correlation", "ridge")
+        check_options(self, choices=choices, positive=positive, least={"hidden": 1} | dict.fromkeys(weights, 0))
+        if self.correlation >= 1:
+            raise ValueError(f"correlation: is {self.correlation}; expected a number between 0 and 1")
+        if not self.whiten and (self.encoder, self.loss) != ("linear", "linear"):
+            raise ValueError(f"whiten: is False for {self.encoder} encoders and the {self.loss} loss; expected linear ones, both")
 
 
 class Decoder(eqx.Module):
@@ -87,6 +120,8 @@ class HclNetwork(Network):
     """Block diagonal: each structure's coordinates to those in which its modalities correlate one by one."""
     reliability: Float[Array, "M K"]
     """Correlation of a modality's coordinate with the factor that the modalities of its structure share; 1 if it is alone."""
+    bilinear: tuple[Float[Array, "_r _r"], ...]
+    """B of each structure, for that similarity."""
     hierarchy: Hierarchy = eqx.field(static=True)
 
     def raw(self, views: tuple[Rows, ...]) -> list[Float[Array, "n _k"]]:
@@ -172,8 +207,9 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: HclConfig) -> HclNe
     head = _decoder(k_head, sum(widths), config.n_outputs, config)
     rotation = jnp.eye(hierarchy.n_factors, dtype=dtype)
     reliability = jnp.asarray(hierarchy.modality_mask, dtype) / 2
+    bilinear = tuple(jnp.eye(rank, dtype=dtype) for _, rank in hierarchy.ranks)
     return HclNetwork(
-        tuple(encoders), tuple(decoders), head, tuple(means), tuple(roots), rotation, reliability, hierarchy=hierarchy
+        tuple(encoders), tuple(decoders), head, tuple(means), tuple(roots), rotation, reliability, bilinear, hierarchy=hierarchy
     )
 
 
@@ -191,6 +227,11 @@ def start(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclCon
     if config.start == "random":
         return network
     Z = jnp.concatenate(rows.views, axis=1)
+    if hierarchy.n_factors >= Z.shape[0] - 1:
+        raise ValueError(
+            f"views: have {Z.shape[0]} rows to train on; expected more than {hierarchy.n_factors + 1}, one more than there are "
+            "factors, or start='random'"
+        )
     estimate = hcl_ml(SampleCovariance.from_data(Z), hierarchy, noise="feature")
     psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
     encoders, decoders = [], []
@@ -211,36 +252,109 @@ def start(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclCon
 
 
 def loss(network: HclNetwork, batch: Batch, key: Key[Array, ""], config: HclConfig) -> tuple[Float[Array, ""], dict]:
-    """The contrast of every pair of modalities, and three penalties."""
-    hierarchy = network.hierarchy
-    whitened = [whiten(raw) for raw in network.raw(batch.views)]
-    contrast, exclusivity = jnp.zeros((), whitened[0].dtype), jnp.zeros((), whitened[0].dtype)
-    for m, other in combinations(hierarchy.modalities, 2):
-        a, b = whitened[m - 1], whitened[other - 1]
-        ours, theirs, unlike = _shared_columns(hierarchy, m, other)
-        if len(ours):
-            contrast = contrast + _contrast(a[:, ours], b[:, theirs], config)
-        exclusivity = exclusivity + jnp.sum(jnp.where(unlike, (a.T @ b / a.shape[0]) ** 2, 0))
-    error = jnp.stack(
-        [
-            h.shape[1] * jnp.mean((view - decoder(h)) ** 2)
-            for view, decoder, h in zip(batch.views, network.decoders, whitened, strict=True)
-        ]
-    ).sum()
-    moments = jnp.stack(
-        [third_moments(h, _groups(hierarchy, m)) for m, h in zip(hierarchy.modalities, whitened, strict=True)]
-    ).sum()
+    """The contrast, and the penalties that keep structures apart and what is private."""
+    hierarchy, raw = network.hierarchy, network.raw(batch.views)
+    if not config.whiten:
+        return _linear_loss(network, raw, config)
+    whitened = [whiten(outputs) for outputs in raw]
+    pairs = list(combinations(hierarchy.modalities, 2))
+    if config.loss == "pairwise":
+        contrast = _sum([_pair_contrast(network, whitened, m, other, config) for m, other in pairs], raw[0].dtype)
+    else:
+        contrast = _joint_contrast(network, whitened, config)
+    exclusivity = _sum([_unlike_covariance(hierarchy, whitened, m, other) for m, other in pairs], raw[0].dtype)
+    decoded = zip(batch.views, network.decoders, whitened, strict=True)
+    error = _sum([h.shape[1] * jnp.mean((view - decoder(h)) ** 2) for view, decoder, h in decoded], raw[0].dtype)
+    blocks = zip(hierarchy.modalities, whitened, strict=True)
+    moments = _sum([third_moments(h, _groups(hierarchy, m)) for m, h in blocks], raw[0].dtype)
     parts = {"contrast": contrast, "exclusivity": exclusivity, "reconstruction": error, "independence": moments}
     weights = (1, config.exclusivity, config.reconstruction, config.independence)
-    return jnp.stack([weight * part for weight, part in zip(weights, parts.values(), strict=True)]).sum(), parts
+    return _sum([weight * part for weight, part in zip(weights, parts.values(), strict=True)], raw[0].dtype), parts
 
 
-def _contrast(a: Float[Array, "n k"], b: Float[Array, "n k"], config: HclConfig) -> Float[Array, ""]:
-    """Symmetric InfoNCE with φ_ij = −‖a_i − b_j‖²/2τ."""
-    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :]
-    phi = (a @ b.T - squares / 2) / config.temperature
-    own = jnp.mean(jnp.diagonal(phi))
-    return (jax.nn.logsumexp(phi, axis=0).mean() + jax.nn.logsumexp(phi, axis=1).mean()) / 2 - own
+def _sum(terms: list[Float[Array, ""]], dtype: Any) -> Float[Array, ""]:
+    return jnp.stack(terms).sum() if terms else jnp.zeros((), dtype)
+
+
+def _weights(hierarchy: Hierarchy, config: HclConfig) -> tuple[float, ...]:
+    return config.structure_weights or (1.0,) * len(hierarchy.structures)
+
+
+def _pair_contrast(
+    network: HclNetwork, whitened: list[Float[Array, "n _k"]], m: int, other: int, config: HclConfig
+) -> Float[Array, ""]:
+    """Symmetric InfoNCE of two modalities, φ_ij = (1/τ) Σ_s w_s ℓ(h_{i,s}, h'_{j,s}) over the structures that both hold."""
+    ours, theirs, _ = _shared_columns(network.hierarchy, m, other)
+    if not len(ours):
+        return jnp.zeros((), whitened[0].dtype)
+    phi = _similarity(network, whitened[m - 1][:, ours], whitened[other - 1][:, theirs], {m, other}, config)
+    return (softmax_loss(phi, config.temperature) + softmax_loss(phi.T, config.temperature)) / 2
+
+
+def _similarity(
+    network: HclNetwork, a: Float[Array, "n k"], b: Float[Array, "n k"], members: set[int], config: HclConfig
+) -> Float[Array, "n n"]:
+    """Σ_s w_s ℓ(a_s, b_s) over the structures that have these members. Those that add up over coordinates are one product."""
+    held = [
+        (s, rank, w, B)
+        for (s, rank), w, B in zip(network.hierarchy.ranks, _weights(network.hierarchy, config), network.bilinear, strict=True)
+        if members <= set(s)
+    ]
+    edges = np.cumsum([0, *(rank for _, rank, _, _ in held)])
+    if config.similarity in ("cosine", "bilinear"):
+        blocks = [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+        own = [
+            cosine(a[:, c], b[:, c]) if config.similarity == "cosine" else inner_product(a[:, c] @ B, b[:, c])
+            for c, (_, _, _, B) in zip(blocks, held, strict=True)
+        ]
+        return jnp.stack([w * phi for phi, (_, _, w, _) in zip(own, held, strict=True)]).sum(axis=0)
+    root = jnp.asarray(np.sqrt(np.repeat([w for _, _, w, _ in held], [rank for _, rank, _, _ in held])), a.dtype)
+    a, b = a * root[None, :], b * root[None, :]
+    if config.similarity == "gaussian":
+        return gaussian_log_ratio(a, b, config.correlation)
+    return negative_distance(a, b) if config.similarity == "distance" else inner_product(a, b)
+
+
+def _joint_contrast(network: HclNetwork, whitened: list[Float[Array, "n _k"]], config: HclConfig) -> Float[Array, ""]:
+    """Remark 2's softmax, or eq. (2)'s linear loss, of φ_ij = Σ_s w_s Σ_{m,m'∈s} ℓ(h_{i,s}^(m), h_{j,s}^(m'))."""
+    hierarchy = network.hierarchy
+    phi = jnp.zeros((whitened[0].shape[0],) * 2, whitened[0].dtype)
+    for m in hierarchy.modalities:
+        for other in hierarchy.modalities:
+            ours, theirs, _ = _shared_columns(hierarchy, m, other)
+            if len(ours):
+                phi = phi + _similarity(network, whitened[m - 1][:, ours], whitened[other - 1][:, theirs], {m, other}, config)
+    return linear_loss(phi) if config.loss == "linear" else softmax_loss(phi, config.temperature)
+
+
+def _linear_loss(network: HclNetwork, raw: list[Float[Array, "n _k"]], config: HclConfig) -> tuple[Float[Array, ""], dict]:
+    """Eq. (2) of linear encoders F, whose first two terms are −½tr(FᵀSF); with (σ²/2)‖F‖² beside its penalty the minimiser is the
+    masked FFᵀ nearest to S − σ²I."""
+    hierarchy, F = network.hierarchy, linear_map(network)
+    placed = [
+        jnp.zeros((h.shape[0], hierarchy.n_factors), h.dtype).at[:, hierarchy.active_columns(m)].set(h)
+        for m, h in zip(hierarchy.modalities, raw, strict=True)
+    ]
+    contrast = linear_loss(similarities(jnp.stack(placed), hierarchy))
+    penalty = ridge_penalty(F, config.ridge) + config.noise_variance / 2 * jnp.sum(F**2)
+    return contrast + penalty, {"contrast": contrast, "penalty": penalty}
+
+
+def linear_map(network: HclNetwork) -> Float[Array, "d K"]:
+    """F (d × K, with the hierarchy's zeros) of linear encoders."""
+    hierarchy, dtype = network.hierarchy, network.roots[0].dtype
+    F = jnp.zeros((hierarchy.n_features, hierarchy.n_factors), dtype)
+    for m, encoder in zip(hierarchy.modalities, network.encoders, strict=True):
+        own = _flatten(jnp.swapaxes(encoder.skip, 0, 1), hierarchy, m)
+        F = F.at[hierarchy.rows(m), hierarchy.active_columns(m)].set(own)
+    return F
+
+
+def _unlike_covariance(hierarchy: Hierarchy, whitened: list[Float[Array, "n _k"]], m: int, other: int) -> Float[Array, ""]:
+    """Σ of squared covariances between coordinates of unlike structures of two modalities."""
+    a, b = whitened[m - 1], whitened[other - 1]
+    unlike = _shared_columns(hierarchy, m, other)[2]
+    return jnp.sum(jnp.where(unlike, (a.T @ b / a.shape[0]) ** 2, 0))
 
 
 def _shared_columns(hierarchy: Hierarchy, m: int, other: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -318,8 +432,8 @@ def structure_evidence(fitted: NetworkFit, views: Any) -> dict[Structure, Eviden
 
     `correlation`: mean over the structure's pairs of modalities, and coordinates, of the correlation of what the two say of it.
     What nobody shares correlates little, unless encoders fill the structure with nonlinear functions of the factors of other
-    structures, which the modalities do share. Factors of two structures are independent, and so `explained` tells these: the share
-    of the variance of the structure's scores that a regression on the other structures' scores explains, with their squares,
+    structures, which the modalities do share. Factors of two structures are independent, and so `explained` tells these: the
+    share of the variance of the structure's scores that a regression on the scores of others explains, with their squares,
     products and absolute values. It is fitted to the first half of the rows and judged on the second, so negative where there is
     nothing; with fewer than ten rows for each of these features, K(K + 5)/2 for K scores of others, it is too low.
 
@@ -383,7 +497,14 @@ def membership(hierarchy: Hierarchy, config: HclConfig) -> np.ndarray:
     return hierarchy.modality_mask
 
 
-METHOD = Method("hcl", HclConfig, build, loss, membership, start, finish)
+def check(hierarchy: Hierarchy, config: HclConfig) -> None:
+    """Raise `ValueError` unless there is one positive weight a structure, or none is given."""
+    weights, n = config.structure_weights, len(hierarchy.structures)
+    if weights and (len(weights) != n or not all(w > 0 for w in weights)):
+        raise ValueError(f"structure_weights: are {weights}; expected {n} positive numbers, one a structure, or none")
+
+
+METHOD = Method("hcl", HclConfig, build, loss, membership, start, finish, check)
 
 
 def fit(

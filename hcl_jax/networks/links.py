@@ -10,6 +10,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -130,15 +131,18 @@ class FlowConfig(NetworkConfig):
     """Options of `fit_flow`.
 
     layers: how often a rotation and bends follow the bends that each view begins with. knots: of the bends.
+    jitter: standard deviation of the noise that training adds to inputs, which have 1: it bounds the likelihood where features
+    are constant, discrete, or functions of each other.
     """
 
     training: TrainingConfig = TrainingConfig(batch_size=512, learning_rate=1e-2)
     layers: int = 2
     knots: int = 1
+    jitter: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, choices={}, least={"layers": 0, "knots": 1})
+        check_options(self, choices={}, least={"layers": 0, "knots": 1, "jitter": 0})
 
 
 class Bends(eqx.Module):
@@ -172,9 +176,8 @@ class Bends(eqx.Module):
         r = t[:, None, :] - knots[None, :, :]
         root = jnp.sqrt(r**2 + jnp.exp(2 * self.log_reach)[None, None, :])
         value = slopes[None, 0] * t + jnp.sum(jnp.diff(slopes, axis=0)[None] * (r + root), axis=1) / 2
-        passed = (1 + r / root) / 2
-        ends = jnp.ones_like(t)[:, None, :], jnp.zeros_like(t)[:, None, :]
-        weights = -jnp.diff(jnp.concatenate([ends[0], passed, ends[1]], axis=1), axis=1)
+        passed = [jnp.ones_like(t)[:, None], (1 + r / root) / 2, jnp.zeros_like(t)[:, None]]
+        weights = -jnp.diff(jnp.concatenate(passed, axis=1), axis=1)
         slope = jnp.sum(slopes[None] * weights, axis=1)
         return value, jnp.log(slope).sum(axis=1) + self.log_scale.sum()
 
@@ -288,7 +291,8 @@ def start(network: FlowNetwork, rows: Batch, hierarchy: Hierarchy, config: FlowC
     """At `hcl-ml` with noise by feature: the first bends bring the features of a view to its geometric mean noise variance."""
     Z = jnp.concatenate(rows.views, axis=1)
     estimate = hcl_ml(SampleCovariance.from_data(Z), hierarchy, noise="feature")
-    psi, mean = noise_by_feature(estimate.noise_variance, hierarchy.n_features), Z.mean(axis=0)
+    psi = jnp.maximum(noise_by_feature(estimate.noise_variance, hierarchy.n_features), config.jitter**2)
+    mean = Z.mean(axis=0)
     flows, loadings, log_noise = [], [], []
     for m, flow in zip(hierarchy.modalities, network.flows, strict=True):
         own = hierarchy.rows(m)
@@ -304,8 +308,10 @@ def start(network: FlowNetwork, rows: Batch, hierarchy: Hierarchy, config: FlowC
 def loss(
     network: FlowNetwork, batch: Batch, key: Key[Array, ""], config: FlowConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """−log density of a row, in nats a feature."""
-    return -network.log_density(batch.views).mean() / network.hierarchy.n_features, {}
+    """−log density of a row with jitter, in nats a feature."""
+    keys = jr.split(key, len(batch.views))
+    views = tuple(view + config.jitter * jr.normal(k, view.shape, view.dtype) for k, view in zip(keys, batch.views, strict=True))
+    return -network.log_density(views).mean() / network.hierarchy.n_features, {}
 
 
 def membership(hierarchy: Hierarchy, config: FlowConfig) -> np.ndarray:
@@ -321,7 +327,7 @@ def fit_flow(
     """Model (1) with unknown links by maximum likelihood: a normalising flow for each view, the hierarchical factor model on top.
 
     Starts at the copula (at standardised features with `inputs="standardised"`), and keeps the parameters of the best held-out
-    likelihood, so that links which act feature by feature leave it there. `history` holds −log density of the inputs, in nats a
-    feature. Scores are posterior means, whichever views a row has. Options as in `fit_network`.
+    likelihood, so that links which act feature by feature leave it there. `history` holds −log density of the inputs and their
+    jitter, in nats a feature. Scores are posterior means, whichever views a row has. Options as in `fit_network`.
     """
     return fit_network(METHOD, views, hierarchy, config, y=y, key=key, **options)

@@ -80,5 +80,5 @@ class Branches(eqx.Module):
 
 def uniform_weights(key: Key[Array, ""], shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> Array:
     """Uniform, of variance 1/fan_in."""
-    limit = float(np.sqrt(3 / fan_in))
+    limit = float(np.sqrt(3 / max(fan_in, 1)))
     return jr.uniform(key, shape, dtype, -limit, limit)

@@ -290,7 +290,8 @@ def _prepare(
     rows = Batch(split_views(Z, hierarchy.dims), y)
     order = jr.permutation(k_rows, X.shape[0])
     n_held = held_out_rows(X.shape[0], config.training.held_out)
-    train, held = rows.of_rows(order[n_held:]), rows.of_rows(order[:n_held])
+    train = rows.of_rows(order[n_held:])
+    held = rows.of_rows(order[:n_held]) if n_held else train
     network = method.start(method.build(k_build, hierarchy, config), train, hierarchy, config)
     return Prepared(network, train, held, marginals, (mean, deviation), (k_first, k_second))
 

@@ -54,7 +54,7 @@ class TrainingConfig:
     steps: at most. batch_size: rows a step, or all training rows where there are fewer.
     learning_rate: of the first step; the cosine schedule takes it to 0 at the last one, the constant one keeps it.
     weight_decay: of AdamW. clip: the largest norm of a gradient.
-    held_out: the share of the rows that early stopping is decided on.
+    held_out: the share of the rows that early stopping is decided on; 0 decides on the training rows.
     round_steps: steps between two looks at these rows, rounded up to whole epochs.
     patience: rounds without a better held-out loss until it stops.
     dtype: precision of parameters and rows.
@@ -78,8 +78,8 @@ class TrainingConfig:
             positive=("learning_rate", "clip"),
             least={"steps": 0, "batch_size": 2, "round_steps": 1, "patience": 1, "weight_decay": 0},
         )
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out: is {self.held_out}; expected a share between 0 and 1")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out: is {self.held_out}; expected a share from 0 to below 1")
 
 
 Config = Any
@@ -153,8 +153,8 @@ class Plan(NamedTuple):
 
 
 def held_out_rows(n_rows: int, share: float) -> int:
-    """How many of the rows are held out: at least one, and not all."""
-    return min(max(1, round(n_rows * share)), n_rows - 1)
+    """How many of the rows are held out: at least one, and not all, unless the share is 0."""
+    return min(max(1, round(n_rows * share)), n_rows - 1) if share > 0 else 0
 
 
 def _optimiser(config: TrainingConfig, n_steps: int) -> optax.GradientTransformation:
