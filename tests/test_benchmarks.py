@@ -5,17 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.random as jr
 import numpy as np
 import polars as pl
 import pytest
-from helpers import assert_at_least, assert_at_most
+from helpers import assert_at_least, assert_at_most, relative
 
 import estimators
 import likelihood_race
 import many_rows
+import networks
 import recovery_throughput
 import replicates
 from figures import sizes
+from hcl_jax.networks.training import Batch, TrainingConfig
 from measuring import PeakMemory, interleaved
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks"
@@ -131,6 +135,52 @@ def test_sizes_and_replicates_write_tables_that_are_drawn(tmp_path):
     assert len(sizes.fig_sizes(table).axes) == 2 * 3
 
 
+def test_networks_do_without_pytorch_and_a_bad_argument_ends_in_one_line():
+    done = run("--tables", "steps", "--networks", script="networks.py")
+    assert done.returncode == 0, done.stderr
+    assert (networks.NO_TORCH in done.stdout) == (not networks.TORCH)
+    refused = run("--networks", "nonsense", script="networks.py")
+    assert refused.returncode != 0
+    assert re.fullmatch(r"error: --networks: unknown 'nonsense'; expected some of hcl-released, .*\n", refused.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_networks_at_a_small_size():
+    sizes = ["--dims", "12", "10", "8", "--rank", "1", "--batch", "16", "--steps", "4", "--rounds", "1", "--epochs", "1"]
+    fits = ["--n", "300", "--replicates", "4", "--replicate-n", "100", "--replicate-steps", "7"]
+    done = run(*sizes, *fits, script="networks.py")
+    steps = [printed_rows(done, f"| {name} |")[0] for name in networks.CASES]
+    (fit,), (replicates,) = printed_rows(done, "| 300 |"), printed_rows(done, "| 100 |")
+    for row in (*steps, fit, replicates):
+        assert "–" not in row or not networks.TORCH
+    assert all(row[-1] == "0" for row in (*steps, fit)), done.stdout  # nothing compiled after the first call
+    assert replicates[-2:] == ["0", "0"], done.stdout  # and replicates have the same bits on one core as on several
+    assert fit[3] == "0"
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_modules_in_pytorch_have_our_losses_and_gradients(name):
+    torch = pytest.importorskip("torch")
+    case, arguments = networks.CASES[name], networks.Arguments(dims=(12, 15, 10), rank=2, batch=16, steps=1)
+    config = case.config(training=TrainingConfig(dtype="float64"), hidden=(8, 6), n_classes=networks.CLASSES)
+    network = jax.jit(case.method.build, static_argnums=(1, 2))(jr.key(0), arguments.hierarchy, config)
+    rows = networks.step_rows(case, arguments)
+    rows = Batch(tuple(view.astype(float) for view in rows.views), rows.y)
+    evaluate = jax.jit(jax.value_and_grad(lambda net: case.method.loss(net, rows, jr.key(0), config)[0]))
+    value, gradient = evaluate(network)
+
+    module = networks.torch_module(name, arguments.hierarchy, config, network)
+    views = [torch.from_numpy(np.array(view)) for view in rows.views]
+    theirs = module(views, None if rows.y is None else torch.from_numpy(np.array(rows.y)))
+    theirs.backward()
+    assert_at_most(relative(value, theirs.item()), 1e-9, f"{name}: loss")
+    ours = networks.weights_by_name(gradient)
+    for weight, parameter in module.named_parameters():
+        assert_at_most(relative(ours.pop(weight), parameter.grad.numpy()), 1e-7, f"{name}: gradient by {weight}")
+    assert not any(np.any(left) for left in ours.values())  # what PyTorch's module lacks has no gradient
+
+
 def test_figure_draws_each_sweep_and_method_of_the_table():
     rows = [(sweep, size, method, size * 1e-3, 5.0) for sweep in "nK" for size in (10, 1000) for method in ("hcl-ml", "pca")]
     table = pl.DataFrame(rows, ["sweep", "size", "method", "seconds", "megabytes"], orient="row")
@@ -164,6 +214,12 @@ def test_figure_needs_a_table(tmp_path):
         (estimators, {"n_grid": (30,)}, "--n-grid: holds 30; expected more than 36"),
         (estimators, {"noise_variance": -1.0}, "--noise-variance: is -1"),
         (estimators, {"rounds": 0}, "--rounds: is 0"),
+        (networks, {"tables": ("nonsense",)}, "--tables: unknown 'nonsense'; expected some of steps, fits"),
+        (networks, {"networks": ("nonsense",)}, "--networks: unknown 'nonsense'; expected some of hcl-released"),
+        (networks, {"batch": 1}, "--batch: is 1; expected at least 4"),
+        (networks, {"fit_rounds": 0}, "--fit-rounds: is 0; expected at least 1"),
+        (networks, {"replicate_n": 60}, "--replicate-n: is 60; expected at least 70, twice the factors"),
+        (networks, {"rounds": 0}, "--rounds: is 0"),
         (replicates, {"methods": ("nonsense",)}, "--methods: unknown 'nonsense'; expected some of hcl-vb"),
         (replicates, {"replicates": ()}, "--replicates: are (); expected positive"),
         (replicates, {"n": 300}, "--n: is 300; expected more than the 300 features"),

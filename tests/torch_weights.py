@@ -76,8 +76,8 @@ def inputs(arrays: dict[str, np.ndarray]) -> tuple[jax.Array, ...]:
 def check_loss(
     arrays: dict[str, np.ndarray], network: Any, places: Places, value_of: Callable[[Any, tuple], Any], tag: str = ""
 ) -> None:
-    """The stored total of a loss of (network, views), its gradients, and its course along gradient descent at the rates that did not
-    diverge there; `tag` leads to other settings on the same weights."""
+    """The stored total of a loss of (network, views), its gradients, and its course along gradient descent at the rates that did
+    not diverge there; `tag` leads to other settings on the same weights."""
     arrays = arrays | {name.removeprefix(tag): value for name, value in arrays.items() if tag and name.startswith(tag)}
     evaluate = jax.jit(jax.value_and_grad(lambda both: value_of(*both)))  # one program for all steps
     views = inputs(arrays)

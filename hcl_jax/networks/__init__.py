@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hcl_jax.fitted import Fitted
-from hcl_jax.networks import convirt, hcl, links, misa
+from hcl_jax.networks import convirt, dlf, hcl, hcl_released, links, misa, tsd
 from hcl_jax.networks.network import Method, NetworkConfig, NetworkFit, load_fit
 from hcl_jax.networks.training import TrainingConfig
 
@@ -15,13 +15,21 @@ NETWORKS: dict[str, Callable[..., Fitted]] = {
     "hcl": hcl.fit,
     "hcl-copula": links.fit_copula,
     "hcl-flow": links.fit_flow,
+    "hcl-released": hcl_released.fit,
+    "misa": misa.fit,
+    "misa-official": partial(misa.fit, config=misa.MisaConfig(variant="official")),
+    "misa-port": partial(misa.fit, config=misa.MisaConfig(variant="port")),
     "convirt": convirt.fit,
     "convirt-paper": partial(convirt.fit, config=convirt.ConvirtConfig(variant="paper")),
-    "misa": misa.fit,
+    "dlf": dlf.fit,
+    "dlf-official": partial(dlf.fit, config=dlf.DlfConfig(variant="official")),
+    "dlf-port": partial(dlf.fit, config=dlf.DlfConfig(variant="port")),
+    "tsd": tsd.fit,
+    "tsd-port": partial(tsd.fit, config=tsd.TsdConfig(variant="port")),
 }
 """`NETWORKS[name](views, hierarchy, *, y=None, key)`: the repaired methods, and behind the dash their published variants."""
 
-METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (hcl, links, convirt, misa)}
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (hcl, links, hcl_released, misa, convirt, dlf, tsd)}
 
 
 def configuration(name: str) -> Any:

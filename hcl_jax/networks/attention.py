@@ -1,7 +1,7 @@
 """Attention over the tokens of a row, and the transformer layer that the fusions of several methods are made of.
 
-Every row has its own tokens, (rows, tokens, width). equinox's attention keeps Python numbers among its leaves, which cannot leave a
-compiled program; here nothing but arrays is a leaf.
+Every row has its own tokens: rows × tokens × width. equinox's attention keeps Python numbers among its leaves, which cannot leave
+a compiled program; here nothing but arrays is a leaf.
 """
 
 import math
@@ -34,8 +34,8 @@ def attention(
 class TransformerLayer(eqx.Module):
     """x ← LN(x + MHA(x)), x ← LN(x + W₂ relu(W₁x)): normalised after each step, as released multimodal code has it.
 
-    Called with a `context`, its queries are those of x, its keys and values those of the context's tokens. Where these are a single
-    token the attention is all on it, whatever the queries. Raises `ValueError` unless the heads divide the width.
+    Called with a `context`, its queries are those of x, its keys and values those of the context's tokens. Where these are a
+    single token the attention is all on it, whatever the queries. Raises `ValueError` unless the heads divide the width.
     """
 
     query: eqx.nn.Linear

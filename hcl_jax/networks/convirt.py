@@ -1,16 +1,15 @@
-"""ConVIRT: an encoder a view, trained to find each sample's other views in the batch (Zhang, Jiang, Miura, Manning and Langlotz, 2022)."""
+"""ConVIRT: an encoder a view, trained to find each sample's other views in the batch (Zhang et al. 2022)."""
 
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.networks.independence import symmetric_info_nce, unit
-from hcl_jax.networks.misa import Skipped
+from hcl_jax.networks.misa import Skipped, redrawn
 from hcl_jax.networks.modules import Perceptron
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch, TrainingConfig
@@ -46,8 +45,9 @@ class ConvirtConfig(NetworkConfig):
     temperature: τ. direction: λ, the weight of finding the later view of a pair from the earlier one, 1 − λ that of the converse.
     None: 0.1 and 0.5; 0.1 and 0.75 in the paper, 0.07 and 0.75 in the port, 1 and 1 as trained. They are filled in when the
     configuration is made.
-    rank: width of every view's code. None: what the largest view has in all structures that hold it, as HCL has for it, and one more,
-    as only directions are compared; in the other variants the rank of the structure of all views, or the largest rank without it.
+    rank: width of every view's code. None: the ranks of all structures that hold a view, added up, the most of any view, and
+    one more, as only directions are compared; in the other variants the rank of the structure of all views, or the largest rank
+    without it.
     hidden: widths of the encoders' hidden layers.
     """
 
@@ -112,26 +112,30 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: ConvirtConfig) -> C
     """Random encoders."""
     dtype = jnp.dtype(config.training.dtype)
     r = width(hierarchy, config)
-    k_encoders, k_head = jr.split(key)
-    encoders = []
-    for k, d in zip(jr.split(k_encoders, hierarchy.n_modalities), hierarchy.dims, strict=True):
-        shape = (d, *config.hidden, r)
-        encoders.append(Skipped(k, shape, dtype) if config.variant == "default" else Perceptron(k, shape, dtype=dtype))
-    head = Perceptron(k_head, (hierarchy.n_modalities * r, HEAD, config.n_outputs), dtype=dtype)
-    return Convirt(tuple(encoders), head)
+    shapes = [(d, *config.hidden, r) for d in hierarchy.dims]
+    encoders: tuple[Perceptron | Skipped, ...]
+    if config.variant == "default":
+        encoders = tuple(Skipped(key, shape, dtype) for shape in shapes)  # drawn anew below
+    else:
+        encoders = tuple(Perceptron(key, shape, dtype=dtype) for shape in shapes)
+    head = Perceptron(key, (hierarchy.n_modalities * r, HEAD, config.n_outputs), dtype=dtype)
+    return redrawn(key, Convirt(encoders, head))
 
 
 def loss(
     network: Convirt, batch: Batch, key: Key[Array, ""], config: ConvirtConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The sum over pairs of views of `symmetric_info_nce` of the cosines of their codes, by pair."""
-    directions = [unit(code, floor=1e-12) for code in network.codes(batch.views)]
-    parts = {}
+    floor = 0.0 if config.variant == "default" else 1e-12  # the released code's, whose gradient at 0 is as large as 1/floor
+    directions = [unit(code, floor=floor) for code in network.codes(batch.views)]
+    assert config.temperature is not None, "filled in when the configuration was made"
+    assert config.direction is not None, "filled in when the configuration was made"
+    parts: dict[str, Array] = {}
     for m, other in combinations(range(len(directions)), 2):
         cosines = directions[m] @ directions[other].T
         name = structure_name((m + 1, other + 1))
         parts[name] = symmetric_info_nce(cosines, config.temperature, config.direction)
-    return sum(parts.values()), parts
+    return sum(parts.values(), jnp.zeros((), directions[0].dtype)), parts
 
 
 def membership(hierarchy: Hierarchy, config: ConvirtConfig) -> np.ndarray:
@@ -151,14 +155,14 @@ METHOD = Method("convirt", ConvirtConfig, build, loss, membership, check=check)
 def fit(
     views: Any, hierarchy: Hierarchy, config: ConvirtConfig = ConvirtConfig(), *, y: Any = None, key: Any, **options: Any
 ) -> NetworkFit:
-    """The sum over pairs of views m < l of λ CE(rows of S/τ) + (1 − λ) CE(columns of S/τ), S the cosines of their codes for all pairs
-    of samples and CE the cross-entropy of which belong together, at its least.
+    """The least of the sum over pairs of views m < l of λ CE(rows of S/τ) + (1 − λ) CE(columns of S/τ): S are the cosines of
+    their codes for all pairs of samples, and CE the cross-entropy of which samples belong together.
 
     Scores are the codes before they are scaled to length 1, side by side; of a row that lacks views, the mean of its other codes
-    stands in. Whatever a single view has for itself is of no use to the loss. Options as in `fit_network`.
+    stands in. What a view has for itself is of no use to the loss. Options as in `fit_network`.
 
-    The default variant finds both views of a pair alike (λ = ½), and its encoders have a linear path besides their hidden layers.
-    Codes as wide as the rank of one structure, as in the released code, hold that structure at best: of one coordinate nothing but
-    its sign is compared.
+    The default variant finds either view of a pair alike (λ = ½), its codes have room for all structures of a view, as HCL's
+    have, and its encoders a linear path besides their hidden layers. Codes as wide as the rank of one structure, as in the
+    released code, hold that structure at best, and of codes of one coordinate nothing but the sign is compared.
     """
     return fit_network(METHOD, views, hierarchy, config, y=y, key=key, **options)

@@ -1,10 +1,11 @@
-"""MISA: codes that views share and codes of their own, told apart by moments and correlations (Hazarika, Zimmermann and Poria, 2020).
+"""MISA: codes that views share and codes of their own, told apart by moments and correlations (Hazarika et al. 2020).
 
-Shared codes of all views are to have one distribution (central moment discrepancy), own codes to be uncorrelated with the shared ones
-and with those of other views (difference loss), and both together to rebuild the view. A transformer over the 2M codes makes the
-input of the supervised head.
+Shared codes of all views are to have one distribution (central moment discrepancy), own codes to be uncorrelated with the shared
+ones and with those of other views (difference loss), and both together to rebuild the view. A transformer over all 2M codes makes
+the input of the supervised head.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,16 +124,16 @@ class MisaNetwork(Network):
         """The transformer's tokens side by side."""
         return _flat(self.fusion(self.tokens(self.codes(views))))
 
-    def aligned(self, shared: tuple[Rows, ...]) -> tuple[Rows, ...]:
-        """Shared codes in coordinates that are one for all views."""
-        return shared
+    def aligned(self, codes: Codes) -> Codes:
+        """Codes as scores have them: the shared ones in coordinates that are one for all views."""
+        return codes
 
     def scores(self, views: tuple[Rows, ...], present: Bool[Array, "n M"] | None = None) -> Float[Array, "n R"]:
         """The mean of the shared codes of the views that are present, and each view's own code, 0 where it is not."""
-        codes = self.codes(views)
+        codes = self.aligned(self.codes(views))
         if present is None:
             present = jnp.ones((views[0].shape[0], len(views)), bool)
-        held = [jnp.where(present[:, m, None], c, 0) for m, c in enumerate(self.aligned(codes.shared))]
+        held = [jnp.where(present[:, m, None], c, 0) for m, c in enumerate(codes.shared)]
         count = jnp.maximum(present.sum(axis=1, keepdims=True), 1).astype(held[0].dtype)
         private = [jnp.where(present[:, m, None], p, 0) for m, p in enumerate(codes.private)]
         return jnp.concatenate([sum(held[1:], held[0]) / count, *private], axis=1)
@@ -191,7 +192,7 @@ class MisaOfficial(MisaNetwork):
 
 
 class Skipped(eqx.Module):
-    """x → Ax + b + MLP(x), GELU; the last layer starts at a hundredth, so that the map starts at a linear one."""
+    """x → Ax + b + MLP(x), GELU."""
 
     skip: eqx.nn.Linear
     perceptron: Perceptron
@@ -199,12 +200,38 @@ class Skipped(eqx.Module):
     def __init__(self, key: Key[Array, ""], widths: tuple[int, ...], dtype: DTypeLike):
         k_skip, k_perceptron = jr.split(key)
         self.skip = eqx.nn.Linear(widths[0], widths[-1], dtype=dtype, key=k_skip)
-        perceptron = Perceptron(k_perceptron, widths, jax.nn.gelu, dtype)
-        last = jax.tree.map(lambda leaf: leaf / 100, perceptron.layers[-1])
-        self.perceptron = eqx.tree_at(lambda p: p.layers[-1], perceptron, last)
+        self.perceptron = Perceptron(k_perceptron, widths, jax.nn.gelu, dtype)
 
     def __call__(self, rows: Float[Array, "n _p"]) -> Float[Array, "n _q"]:
         return rowwise(self.skip, rows) + self.perceptron(rows)
+
+
+def redrawn(key: Key[Array, ""], network: Any) -> Any:
+    """The network with the weights of all its linear layers drawn anew, in one draw: uniform between ±1/√fan_in, and a hundredth
+    of that in the last layers of `Skipped`, whose maps so start linear.
+
+    One draw compiles in a tenth of the time of one for every layer; what the layers were made with is never computed.
+    """
+    limits = [1 / math.sqrt(max(layer.in_features, 1)) for layer in _modules(network, eqx.nn.Linear) for _ in range(2)]
+    old = _weights(network)
+    edges = np.cumsum([0, *(leaf.size for leaf in old)])
+    drawn = jr.uniform(key, (int(edges[-1]),), old[0].dtype, -1, 1)
+    new = [limit * drawn[a:b].reshape(leaf.shape) for limit, leaf, a, b in zip(limits, old, edges[:-1], edges[1:], strict=True)]
+    network = eqx.tree_at(_weights, network, new)
+    if not _modules(network, Skipped):
+        return network
+    last = lambda tree: [leaf for skipped in _modules(tree, Skipped) for leaf in _weights(skipped.perceptron.layers[-1])]
+    return eqx.tree_at(last, network, [leaf / 100 for leaf in last(network)])
+
+
+def _modules(tree: Any, kind: type) -> list[Any]:
+    is_kind = lambda node: isinstance(node, kind)
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(node)]
+
+
+def _weights(tree: Any) -> list[Any]:
+    """Of every linear layer the matrix and the bias."""
+    return [leaf for layer in _modules(tree, eqx.nn.Linear) for leaf in (layer.weight, layer.bias)]
 
 
 class Misa(MisaNetwork):
@@ -221,7 +248,9 @@ class Misa(MisaNetwork):
     head: Perceptron
     direct: eqx.nn.Linear
     """From codes to outputs, as the transformer's norms take lengths away."""
-    means: Float[Array, "M r"]
+    shared_means: Float[Array, "M r"]
+    private_means: tuple[Float[Array, " _p"], ...]
+    """Of the training rows, so that the 0 of an absent view's own code is its mean."""
     rotations: Float[Array, "M r r"]
     """Of the shared codes, to where those of all views agree best among the training rows."""
 
@@ -238,8 +267,10 @@ class Misa(MisaNetwork):
         held = [code for code in (*codes.shared, *codes.private) if code.shape[1]]
         return jnp.stack([rowwise(embed, code) for embed, code in zip(self.embeddings, held, strict=True)], axis=1)
 
-    def aligned(self, shared: tuple[Rows, ...]) -> tuple[Rows, ...]:
-        return tuple((c - self.means[m][None, :]) @ self.rotations[m] for m, c in enumerate(shared))
+    def aligned(self, codes: Codes) -> Codes:
+        shared = tuple((c - self.shared_means[m][None, :]) @ self.rotations[m] for m, c in enumerate(codes.shared))
+        private = tuple(p - mean[None, :] for p, mean in zip(codes.private, self.private_means, strict=True))
+        return codes._replace(shared=shared, private=private)
 
     def outputs(self, views: tuple[Rows, ...]) -> Float[Array, "n o"]:
         codes = self.codes(views)
@@ -263,51 +294,47 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: MisaConfig) -> Misa
     dtype = jnp.dtype(config.training.dtype)
     r, own = widths(hierarchy, config)
     M, dims = hierarchy.n_modalities, hierarchy.dims
-    k_fusion, k_head, k_direct, k_common, k_views = jr.split(key, 5)
-    k_project, k_own, k_decode, k_embed = (jr.split(k, 2 * M) for k in jr.split(k_views, 4))
-
-    def linear(key: Array, fan_in: int, fan_out: int) -> eqx.nn.Linear:
-        return eqx.nn.Linear(fan_in, fan_out, dtype=dtype, key=key)
-
-    def fusion(width: int, hidden: int) -> TransformerLayer:
-        return TransformerLayer(k_fusion, width, hidden, _heads(config, width), dtype)
-
-    def head(fused: int, hidden: int) -> Perceptron:
-        return Perceptron(k_head, (fused, hidden, config.n_outputs), dtype=dtype)
-
+    linear = lambda fan_in, fan_out: eqx.nn.Linear(fan_in, fan_out, dtype=dtype, key=key)  # drawn anew below
+    perceptron = lambda *widths: Perceptron(key, widths, dtype=dtype)
+    skipped = lambda *widths: Skipped(key, widths, dtype)
+    fusion = lambda width, hidden: TransformerLayer(key, width, hidden, _heads(config, width), dtype)
+    network: MisaNetwork
     if config.variant == "port":
-        return MisaPort(
-            tuple(linear(k, d, r) for k, d in zip(k_project, dims, strict=False)),
-            Perceptron(k_common, (r, *config.hidden, r), dtype=dtype),
-            tuple(Perceptron(k, (d, *config.hidden, r), dtype=dtype) for k, d in zip(k_own, dims, strict=False)),
-            tuple(Perceptron(k, (r, r, d), dtype=dtype) for k, d in zip(k_decode, dims, strict=False)),
-            fusion(r, 4 * r),
-            head(2 * M * r, HEAD),
+        network = MisaPort(
+            projections=tuple(linear(d, r) for d in dims),
+            common=perceptron(r, *config.hidden, r),
+            own=tuple(perceptron(d, *config.hidden, r) for d in dims),
+            decoders=tuple(perceptron(r, r, d) for d in dims),
+            fusion=fusion(r, 4 * r),
+            head=perceptron(2 * M * r, HEAD, config.n_outputs),
         )
-    if config.variant == "official":
-        return MisaOfficial(
-            tuple(linear(k, d, r) for k, d in zip(k_project, dims, strict=False)),
-            tuple(eqx.nn.LayerNorm(r, dtype=dtype) for _ in dims),
-            linear(k_common, r, r),
-            tuple(linear(k, r, r) for k in k_own[:M]),
-            tuple(linear(k, r, r) for k in k_decode[:M]),
-            fusion(r, OFFICIAL_FEEDFORWARD),
-            head(2 * M * r, M * r),
+    elif config.variant == "official":
+        network = MisaOfficial(
+            projections=tuple(linear(d, r) for d in dims),
+            norms=tuple(eqx.nn.LayerNorm(r, dtype=dtype) for _ in dims),
+            common=linear(r, r),
+            own=tuple(linear(r, r) for _ in dims),
+            decoders=tuple(linear(r, r) for _ in dims),
+            fusion=fusion(r, OFFICIAL_FEEDFORWARD),
+            head=perceptron(2 * M * r, M * r, config.n_outputs),
         )
-    codes = [width for width in (*[r] * M, *own) if width]
-    entered = max(config.hidden[-1:] + (r,))
-    return Misa(
-        tuple(linear(k, d, entered) for k, d in zip(k_project, dims, strict=False)),
-        Skipped(k_common, (entered, *config.hidden, r), dtype),
-        tuple(Skipped(k, (d, *config.hidden, p), dtype) if p else None for k, d, p in zip(k_own, dims, own, strict=False)),
-        tuple(Skipped(k, (r + p, *config.hidden[::-1], d), dtype) for k, d, p in zip(k_decode, dims, own, strict=False)),
-        tuple(linear(k, width, TOKEN) for k, width in zip(k_embed, codes, strict=False)),
-        fusion(TOKEN, 4 * TOKEN),
-        head(len(codes) * TOKEN, HEAD),
-        linear(k_direct, sum(codes), config.n_outputs),
-        jnp.zeros((M, r), dtype),
-        jnp.tile(jnp.eye(r, dtype=dtype), (M, 1, 1)),
-    )
+    else:
+        codes = [width for width in (*[r] * M, *own) if width]
+        entered = max((*config.hidden[-1:], r))
+        network = Misa(
+            projections=tuple(linear(d, entered) for d in dims),
+            common=skipped(entered, *config.hidden, r),
+            own=tuple(skipped(d, *config.hidden, p) if p else None for d, p in zip(dims, own, strict=True)),
+            decoders=tuple(skipped(r + p, *config.hidden[::-1], d) for d, p in zip(dims, own, strict=True)),
+            embeddings=tuple(linear(width, TOKEN) for width in codes),
+            fusion=fusion(TOKEN, 4 * TOKEN),
+            head=perceptron(len(codes) * TOKEN, HEAD, config.n_outputs),
+            direct=linear(sum(codes), config.n_outputs),
+            shared_means=jnp.zeros((M, r), dtype),
+            private_means=tuple(jnp.zeros(p, dtype) for p in own),
+            rotations=jnp.tile(jnp.eye(r, dtype=dtype), (M, 1, 1)),
+        )
+    return redrawn(key, network)
 
 
 def _heads(config: MisaConfig, width: int) -> int:
@@ -348,21 +375,23 @@ def _mean(values: list[Float[Array, ""]]) -> Float[Array, ""]:
 
 
 def finish(network: MisaNetwork, rows: Batch, hierarchy: Hierarchy, config: MisaConfig) -> MisaNetwork:
-    """Where the default variant's shared codes agree best among the training rows.
+    """The default variant's means, and where its shared codes agree best among the training rows.
 
-    Codes are whitened by view, (c_m − mean) C_m^(−½), and the r leading eigenvectors of the covariance of all of them side by side,
-    Mr × Mr, are cut into views: generalised canonical correlation (Kettenring 1971, MAXVAR).
+    These are whitened by view, (c_m − mean) C_m^(−½), and the r leading eigenvectors of the covariance of all of them side by
+    side, Mr × Mr, are cut into views: generalised canonical correlation (Kettenring 1971, MAXVAR).
     """
     if not isinstance(network, Misa):
         return network
-    codes = jnp.stack(network.codes(rows.views).shared)
-    (M, n, r), means = codes.shape, codes.mean(axis=1)
-    centred = codes - means[:, None, :]
+    codes = network.codes(rows.views)
+    shared = jnp.stack(codes.shared)
+    (M, n, r), means = shared.shape, shared.mean(axis=1)
+    centred = shared - means[:, None, :]
     roots = jnp.stack([inverse_root(c.T @ c / n)[0] for c in centred])
     white = jnp.einsum("mnr,mrs->nms", centred, roots).reshape(n, M * r)
     leading = jnp.linalg.eigh(white.T @ white / n)[1][:, ::-1][:, :r].reshape(M, r, r)
-    rotations = jnp.sqrt(jnp.asarray(M, codes.dtype)) * roots @ leading
-    return eqx.tree_at(lambda net: (net.means, net.rotations), network, (means, rotations))
+    rotations = math.sqrt(M) * roots @ leading
+    set_here = (means, tuple(p.mean(axis=0) for p in codes.private), rotations)
+    return eqx.tree_at(lambda net: (net.shared_means, net.private_means, net.rotations), network, set_here)
 
 
 def membership(hierarchy: Hierarchy, config: MisaConfig) -> np.ndarray:
@@ -388,27 +417,24 @@ METHOD = Method("misa", MisaConfig, build, loss, membership, finish=finish, chec
 def fit(
     views: Any, hierarchy: Hierarchy, config: MisaConfig = MisaConfig(), *, y: Any = None, key: Any, **options: Any
 ) -> NetworkFit:
-    """similarity × mean over pairs of views of CMD₅(c_m, c_l) + difference × (Σ_m D(p_m, c_m) + Σ_{m<l} D(p_m, p_l))
-    + reconstruction × mean over views of the mean squared error of the decoders, at its least.
+    """The least of similarity × mean over pairs of views of CMD₅(c_m, c_l) + difference × (Σ_m D(p_m, c_m) + Σ_{m<l} D(p_m, p_l))
+    + reconstruction × mean over views of the mean squared error of rebuilding them.
 
-    Of every view c_m is what it shares and p_m what is its own; D is `difference`. Scores are [mean of c_m, p_1, …, p_M]; of a row
-    that lacks views, the mean over those that it has, and 0 for the own codes of others. A view's two codes are together as wide as
-    all structures that hold it, so that MISA is told as much as HCL. Options as in `fit_network`.
+    Of every view, c_m is what it shares and p_m what is its own; D is `difference`. Scores are [mean of c_m, p_1, …, p_M]; of a
+    row that lacks views, the mean over those it has, and 0 for the others' own codes. By default a view's two codes are together
+    as wide as all structures that hold it, so that MISA is told as much as HCL. Options as in `fit_network`.
 
-    The variants differ in this:
+    - "official": u_m = LN(relu(W_m x_m)), codes are a sigmoid layer of u_m, and p_m + c_m rebuild u_m by a linear map, which a
+      u_m with little of x_m makes easy. D is the mean of the squares of ãᵀb̃: columns centred, then rows scaled to length 1, the
+      lengths held constant in the derivative.
+    - "port": perceptrons without a bound, whose fifth moments explode, rebuild x_m. D is the sum of those squares, a hundred
+      times the other losses at the start, and its derivative includes the lengths.
+    - "default": x_m is rebuilt, which does not get easier. Shared codes lie between 0 and 1, and so do their moments. D is the
+      mean squared correlation: columns are scaled instead of rows, so that D is at most 1 for any batch and width (the others
+      grow as n²/r², and rows of one coordinate would be scaled to their signs, which have no derivative). Encoders and decoders
+      have a linear path besides their hidden layers; so has the head, and codes become tokens of one width by linear maps.
 
-    - "official": u_m = LN(relu(W_m x_m)), codes are a sigmoid layer of u_m, the decoder rebuilds u_m from p_m + c_m, linearly. It
-      can do so by making u_m easy instead of keeping x_m. D is the mean of the squares of ãᵀb̃, columns centred, then rows scaled to
-      length 1, the lengths held constant in the derivative.
-    - "port": perceptrons without a bound rebuild x_m; the fifth moments of such codes explode. D is the sum of those squares, a
-      hundred times the other losses at the start, and its derivative includes the lengths.
-    - "default" rebuilds the inputs, which cannot be made easy. Shared codes lie between 0 and 1, where every moment is at most
-      that. D is the mean squared correlation, columns scaled instead of rows: it is at most 1, whatever the batch and the widths
-      (the others grow with n²/r²), and scaled rows of width 1 are signs, without a derivative. Encoders and decoders have a linear
-      path besides their hidden layers. Codes enter the transformer through linear maps to one width, and the head through another
-      linear path.
-
-    Only distributions are compared, so that codes of two views may be each other's mirror image or rotation, and cancel in their
-    mean: the default variant aligns them at the end (`finish`), the others have the plain mean.
+    The discrepancy compares distributions, not samples: codes of two views may be each other's rotation or mirror image, and
+    cancel in their mean. The default variant aligns them at the end, and centres all codes (`finish`); the others are left alone.
     """
     return fit_network(METHOD, views, hierarchy, config, y=y, key=key, **options)
