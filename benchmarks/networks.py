@@ -51,7 +51,7 @@ TORCH = importlib.util.find_spec("torch") is not None
 NO_TORCH = "PyTorch is not installed: python -m pip install -e '.[benchmarks]'"
 CLASSES = 2
 LEARNING_RATE = 1e-4
-"""Of steps: at ten times that the port of MISA leaves the finite numbers."""
+"""Of steps: small, as the fifth moments of the port of MISA explode at large ones."""
 NOISE_VARIANCE, LINK = 0.09, "leaky"
 """Of the rows that are fitted, as in the nonlinear study."""
 FIT_SHARE, TIMES_AS_FAST = 0.25, 1.7

@@ -178,6 +178,7 @@ def explained(fit, structure):
 QUICK = TrainingConfig(steps=300, batch_size=100, learning_rate=3e-3)
 
 
+@pytest.mark.slow
 def test_training_finds_what_is_shared_and_leaves_the_rest():
     """At a width with which nothing else has room: two latents, and one coordinate more."""
     hierarchy, X, _ = draw()
@@ -191,6 +192,7 @@ def test_training_finds_what_is_shared_and_leaves_the_rest():
     assert_at_most(explained(fit, "1"), 0.2, "private")
 
 
+@pytest.mark.slow
 def test_classes_are_predicted():
     hierarchy, X, z = draw()
     y = np.digitize(z[:, 0], (-0.5, 0.5))

@@ -59,6 +59,7 @@ def trained():
     return fit_flow(leaky_views(), MIXED, FlowConfig(QUICK, layers=1), key=jr.key(0))
 
 
+@pytest.mark.slow
 def test_density_is_that_of_the_change_of_variables():
     """log N(u(x); 0, ΛΛᵀ + Ψ) + log |det du/dx| with the Jacobian of all features."""
     network, row = bent(), jr.normal(jr.key(1), (16,))
@@ -101,6 +102,7 @@ def test_training_starts_at_the_likelihood_and_scores_of_the_linear_fit():
     assert_close(SCORES(started(), views), fitted.transform(views), "scores", slack=1e6)
 
 
+@pytest.mark.slow
 def test_held_out_likelihood_rises_behind_a_link_that_mixes():
     fitted, history = trained(), np.asarray(trained().history["held_out"])
     gained = (history[0] - np.nanmin(history)) * MIXED.n_features

@@ -57,6 +57,7 @@ def views_of(link, n, hierarchy=H, seed=0):
     return views, drawn.z
 
 
+@pytest.mark.slow
 def test_scores_are_posterior_means_under_the_learned_correlations():
     views, _ = views_of("leaky", 300)
     fitted = hcl.fit(views, H, hcl.HclConfig(training=TrainingConfig(steps=0)), key=jr.key(0))
@@ -84,6 +85,7 @@ def _standardised(fitted, views):
     return jnp.split(X, np.cumsum(H.dims)[:-1], axis=1)
 
 
+@pytest.mark.slow
 def test_linear_encoders_and_the_linear_loss_are_the_masked_approximation():
     """Eq. (2), full batch: the Gram matrix of hcl-gn, whose noise variance is given."""
     hierarchy = Hierarchy((8, 7, 6), {"123": 1, "12": 1, "3": 1})

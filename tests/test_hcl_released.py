@@ -253,6 +253,7 @@ def fitted():
     return fit(views, SMALL, QUICK, y=views[0][:, 0], key=jr.key(0)), views
 
 
+@pytest.mark.slow
 def test_any_ranks_are_fitted():
     fit_, views = fitted()
     scores = fit_.transform(views)

@@ -274,6 +274,7 @@ def shared_explained(fit):
     return explained(slope * score[400:] + intercept, z[400:, 0])
 
 
+@pytest.mark.slow
 def test_training_finds_what_is_shared_and_predicts_what_is_not():
     """More is found than by the same networks with random weights, their codes aligned alike. The response is a view's own, so
     that it is no help in that."""

@@ -94,6 +94,7 @@ def test_the_same_key_gives_the_same_bits_and_another_one_others(name):
     assert relative(other.transform(VIEWS), fitted(name).transform(VIEWS)) > 1e-3
 
 
+@pytest.mark.slow
 def test_batched_over_keys_it_is_what_single_runs_are(name):
     keys = jr.split(jr.key(7), 2)
     batched = jax.vmap(lambda key: short(name, key=key).transform(VIEWS))(keys)
@@ -110,6 +111,7 @@ def test_a_loss_that_is_not_finite_is_status_2_with_finite_parameters(name):
     assert bool(jnp.isfinite(found.transform(VIEWS)).all())
 
 
+@pytest.mark.slow
 def test_the_best_round_is_kept(name):
     found = fitted(name)
     held_out = np.asarray(found.history["held_out"])
@@ -121,6 +123,7 @@ def test_the_best_round_is_kept(name):
         np.testing.assert_allclose(none.transform(VIEWS), found.transform(VIEWS), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("supervision", ["joint", "tuned"])
 def test_a_response_is_learned(name, supervision):
     longer = dataclasses.replace(TRAINING, steps=150, round_steps=25, learning_rate=1e-2)
@@ -129,6 +132,7 @@ def test_a_response_is_learned(name, supervision):
     assert_at_most(error, 0.6, f"{name}, {supervision}: mean squared error over the variance, on training rows")
 
 
+@pytest.mark.slow
 def test_classes_have_probabilities(name):
     labels = (Y > 0).astype(jnp.int32)
     found = short(name, y=labels, config={"n_classes": 2})
@@ -229,6 +233,7 @@ def test_bad_arguments_are_named(name, change, word):
         NETWORKS[name](arguments.pop("views"), HIERARCHY, **arguments)
 
 
+@pytest.mark.slow
 def test_other_numbers_in_a_configuration_find_the_same_programs(caplog):
     short("hcl")
     with jax.log_compiles(), caplog.at_level("WARNING"):

@@ -198,6 +198,7 @@ def fitted():
     return fit([x[:400] for x in views], hierarchy, config, y=z[:400].sum(axis=1), key=jr.key(0)), views, z
 
 
+@pytest.mark.slow
 def test_factors_are_recovered_by_their_own_columns():
     fit_, views, z = fitted()
     assert int(fit_.status) == 0

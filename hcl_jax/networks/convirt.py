@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.networks.independence import symmetric_info_nce, unit
-from hcl_jax.networks.misa import Skipped, redrawn
-from hcl_jax.networks.modules import Perceptron
+from hcl_jax.networks.modules import Perceptron, Skipped, redrawn
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch, TrainingConfig
 from hcl_jax.structure import Hierarchy, structure_name

@@ -20,8 +20,7 @@ from jaxtyping import Array, Bool, Float, Key, Num
 
 from hcl_jax.networks.attention import TransformerLayer, check_heads
 from hcl_jax.networks.independence import first_match_triplet, orthogonality, triplet_hinge, unit
-from hcl_jax.networks.misa import Skipped, redrawn
-from hcl_jax.networks.modules import Perceptron, rowwise
+from hcl_jax.networks.modules import Perceptron, Skipped, redrawn, rowwise
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch
 from hcl_jax.networks.tsd import mean_present, mean_square, overlap
@@ -32,7 +31,7 @@ HEAD = 256
 """Width of the supervised head's hidden layer."""
 TOKEN = 32
 """Width of the tokens of the default variant."""
-TOKENS = 8
+TOKENS = 4
 """Into which the default variant splits a specific code."""
 BINS = 7
 """Classes into which the default variant cuts a response that is a number, for its triplets."""
@@ -42,14 +41,15 @@ class Preset(NamedTuple):
     inputs: Literal["normal", "standardised"]
     reconstruction: float
     specific: float
+    alignment: float
     triplet: float
     orthogonality: float
 
 
 PRESETS = {
-    "default": Preset("normal", 0.1, 0.1, 0.1, 0.01),
-    "port": Preset("standardised", 1.0, 1.0, 1.0, 1.0),
-    "official": Preset("standardised", 0.1, 0.1, 0.01, 0.01),
+    "default": Preset("normal", 0.1, 0.1, 0.1, 0.01, 0.01),
+    "port": Preset("standardised", 1.0, 1.0, 0.0, 1.0, 1.0),
+    "official": Preset("standardised", 0.1, 0.1, 0.0, 0.01, 0.01),
 }
 
 
@@ -58,20 +58,26 @@ class DlfConfig(NetworkConfig):
     """Options of `fit`.
 
     variant: "port" has the networks and losses of the released HCL code, for three views; "official" these networks with the
-    authors' losses; "default" ours; see `fit`. inputs: as of every network; None: "normal" for the default variant,
-    "standardised" for the others. reconstruction: weight of the views' mean squared error. specific: of that of specific codes
-    encoded from what is rebuilt. triplet: of the triplets of shared codes. orthogonality: of what keeps shared and specific
-    codes apart. The weights that are None are filled in when the configuration is made: 0.1, 0.1, 0.01, 0.01 in the official
-    variant, 1 each in the port; ours are the official ones but for triplets at 0.1. margin: by which cosines are to differ
-    where samples have no label, and in the port. label_margin: the same, times the distance of the labels, where samples have
-    one. hidden: widths of the encoders' hidden layers, and in reverse of the decoders' in the default variant. heads: of the
-    attention. None: 2 where these divide the width of its tokens, else 1.
+    authors' losses; "default" ours; see `fit`.
+    inputs: as of every network; None: "normal" for the default variant, "standardised" for the others.
+    reconstruction: weight of the views' mean squared error.
+    specific: of that of specific codes encoded from what is rebuilt.
+    alignment: of the triplets in which a sample is alike to itself in other views; only the default variant has it.
+    triplet: of those in which samples of one label are alike, where samples have labels.
+    orthogonality: of what keeps shared and specific codes apart.
+    The weights that are None are filled in when the configuration is made: 1 each in the port; in the official variant 0.1, 0.1,
+    none, 0.01 and 0.01, which are ours too, with 0.1 for the alignment.
+    margin: by which cosines are to differ in the alignment, and in the port's triplets.
+    label_margin: the same in all other triplets, times the distance of the labels.
+    hidden: widths of the encoders' hidden layers, and in reverse of the decoders' in the default variant.
+    heads: of the attention. None: 2 where these divide the width of its tokens, else 1.
     """
 
     variant: Literal["default", "port", "official"] = "default"
     inputs: Literal["normal", "standardised"] | None = None  # type: ignore[assignment]
     reconstruction: float | None = None
     specific: float | None = None
+    alignment: float | None = None
     triplet: float | None = None
     orthogonality: float | None = None
     margin: float = 1.0
@@ -88,6 +94,8 @@ class DlfConfig(NetworkConfig):
         check_options(self, choices={}, least=dict.fromkeys((*Preset._fields[1:], "margin", "label_margin"), 0))
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden: is {self.hidden}; expected at least one positive width")
+        if self.variant != "default" and self.alignment:
+            raise ValueError(f"alignment: is {self.alignment}; expected 0, as only the default variant has it")
 
 
 class Codes(NamedTuple):
@@ -234,22 +242,21 @@ class Dlf(DlfNetwork):
         codes = self.codes(batch.views)
         again = self.encoded(codes.rebuilt)
         blocks = jnp.stack(codes.shared)
-        if batch.y is None:
-            triplet = own_sample_hinge(blocks, config.margin)
-        else:
-            labels = jnp.tile(binned(_labels(batch.y)), len(blocks))
-            triplet = triplet_hinge(jnp.concatenate(codes.shared), labels, config.label_margin)
-        pairs = zip(codes.specific, again, strict=True)
+        triplet = jnp.zeros((), blocks.dtype)
+        if batch.y is not None:
+            triplet = triplet_hinge(blocks.mean(axis=0), binned(_labels(batch.y)), config.label_margin)
+        kept = [mean_square(a, b) for a, b in zip(codes.specific, again, strict=True) if a.shape[1]]
         return {
             "reconstruction": _sum([mean_square(x, back) for x, back in zip(batch.views, codes.rebuilt, strict=True)]),
-            "specific": _sum([mean_square(a, b) for a, b in pairs if a.shape[1]]),
+            "specific": _sum([*kept, jnp.zeros((), blocks.dtype)]),
+            "alignment": own_sample_hinge(blocks, config.margin),
             "triplet": triplet,
             "orthogonality": _sum([overlap(pair) for pair in zip(codes.shared, codes.specific, strict=True)]),
         }
 
 
 def _sum(values: Sequence[Float[Array, ""]]) -> Float[Array, ""]:
-    return jnp.sum(jnp.stack(values)) if values else jnp.zeros(())
+    return jnp.sum(jnp.stack(values))
 
 
 def _labels(y: Num[Array, "n ..."]) -> Num[Array, " n"]:
@@ -262,7 +269,7 @@ def binned(labels: Num[Array, " n"]) -> Num[Array, " n"]:
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return labels
     edges = jnp.quantile(labels, jnp.asarray(np.arange(1, BINS) / BINS, labels.dtype))
-    held = jnp.searchsorted(edges, labels, side="right")[:, None] == np.arange(BINS)[None, :]
+    held = jnp.searchsorted(edges, labels, side="right")[:, None] == jnp.arange(BINS, dtype=jnp.int32)[None, :]
     count = jnp.maximum(held.sum(axis=0), 1).astype(labels.dtype)
     means = jnp.where(held, labels[:, None], 0).sum(axis=0) / count
     return jnp.where(held, means[None, :], 0).sum(axis=1)

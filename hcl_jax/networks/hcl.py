@@ -33,7 +33,7 @@ from hcl_jax.fisher import noise_by_feature
 from hcl_jax.fitted import read_rows
 from hcl_jax.linalg import inverse_root
 from hcl_jax.networks.independence import third_moments
-from hcl_jax.networks.modules import Branches, Perceptron, uniform_weights
+from hcl_jax.networks.modules import Branches, Perceptron, redrawn, uniform_weights
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch, TrainingConfig
 from hcl_jax.scores import posterior_mean_scores
@@ -194,17 +194,22 @@ def newton_inverse_root(C: Float[Array, "k k"]) -> Float[Array, "k k"]:
 def build(key: Key[Array, ""], hierarchy: Hierarchy, config: HclConfig) -> HclNetwork:
     """Random encoders, of variance 1 for inputs of variance 1."""
     dtype = jnp.dtype(config.training.dtype)
-    k_encoders, k_decoders, k_skip, k_head = jr.split(key, 4)
+    k_encoders, k_decoders, k_skip = jr.split(key, 3)
     encoders, decoders, means, roots = [], [], [], []
     widths = [len(hierarchy.active_columns(m)) for m in hierarchy.modalities]
     for m, p in zip(hierarchy.modalities, hierarchy.dims, strict=True):
         ranks = [rank for s, rank in hierarchy.ranks if m in s]
-        skip = uniform_weights(jr.fold_in(k_skip, m), (p, len(ranks), max(ranks)), p, dtype)
+        (skip,) = uniform_weights(jr.fold_in(k_skip, m), [((p, len(ranks), max(ranks)), p)], dtype)
         encoders.append(Branches(jr.fold_in(k_encoders, m), skip, config.hidden if config.encoder == "perceptron" else 0))
-        decoders.append(_decoder(jr.fold_in(k_decoders, m), widths[m - 1], p, config))
+        decoders.append(_decoder(k_decoders, widths[m - 1], p, config))
         means.append(jnp.zeros(widths[m - 1], dtype))
         roots.append(jnp.eye(widths[m - 1], dtype=dtype))
-    head = _decoder(k_head, sum(widths), config.n_outputs, config)
+    decoders.append(_decoder(k_decoders, sum(widths), config.n_outputs, config))
+    if config.encoder == "perceptron":
+        decoders = redrawn(k_decoders, decoders)
+        ends = lambda held: [decoder.perceptron.layers[-1] for decoder in held]
+        decoders = eqx.tree_at(ends, decoders, jax.tree.map(lambda leaf: 0.01 * leaf, ends(decoders)))
+    *decoders, head = decoders
     rotation = jnp.eye(hierarchy.n_factors, dtype=dtype)
     reliability = jnp.asarray(hierarchy.modality_mask, dtype) / 2
     bilinear = tuple(jnp.eye(rank, dtype=dtype) for _, rank in hierarchy.ranks)
@@ -217,9 +222,7 @@ def _decoder(key: Key[Array, ""], k: int, p: int, config: HclConfig) -> Decoder:
     dtype = jnp.dtype(config.training.dtype)
     if config.encoder == "linear":
         return Decoder(jnp.zeros((k, p), dtype), None)
-    perceptron = Perceptron(key, (k, config.hidden, config.hidden, p), jax.nn.gelu, dtype)
-    small = jax.tree.map(lambda leaf: 0.01 * leaf, perceptron.layers[-1])
-    return Decoder(jnp.zeros((k, p), dtype), eqx.tree_at(lambda p: p.layers[-1], perceptron, small))
+    return Decoder(jnp.zeros((k, p), dtype), Perceptron(key, (k, config.hidden, config.hidden, p), jax.nn.gelu, dtype))
 
 
 def start(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclConfig) -> HclNetwork:

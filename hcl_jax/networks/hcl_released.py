@@ -18,8 +18,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.contrastive import linear_loss, similarities
 from hcl_jax.networks.independence import signed_overlap, unit_structures
-from hcl_jax.networks.misa import redrawn
-from hcl_jax.networks.modules import Perceptron
+from hcl_jax.networks.modules import Perceptron, redrawn
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch
 from hcl_jax.structure import Hierarchy

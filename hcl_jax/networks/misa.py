@@ -16,15 +16,13 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.linalg import inverse_root
 from hcl_jax.networks.attention import TransformerLayer, check_heads
 from hcl_jax.networks.independence import cmd, difference, unit
-from hcl_jax.networks.modules import Perceptron, rowwise
+from hcl_jax.networks.modules import Perceptron, Skipped, redrawn, rowwise
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch, TrainingConfig
 from hcl_jax.structure import Hierarchy
@@ -189,49 +187,6 @@ class MisaOfficial(MisaNetwork):
 
     def tokens(self, codes: Codes) -> Float[Array, "n t e"]:
         return jnp.stack([*codes.private, *codes.shared], axis=1)
-
-
-class Skipped(eqx.Module):
-    """x → Ax + b + MLP(x), GELU."""
-
-    skip: eqx.nn.Linear
-    perceptron: Perceptron
-
-    def __init__(self, key: Key[Array, ""], widths: tuple[int, ...], dtype: DTypeLike):
-        k_skip, k_perceptron = jr.split(key)
-        self.skip = eqx.nn.Linear(widths[0], widths[-1], dtype=dtype, key=k_skip)
-        self.perceptron = Perceptron(k_perceptron, widths, jax.nn.gelu, dtype)
-
-    def __call__(self, rows: Float[Array, "n _p"]) -> Float[Array, "n _q"]:
-        return rowwise(self.skip, rows) + self.perceptron(rows)
-
-
-def redrawn(key: Key[Array, ""], network: Any) -> Any:
-    """The network with the weights of all its linear layers drawn anew, in one draw: uniform between ±1/√fan_in, and a hundredth
-    of that in the last layers of `Skipped`, whose maps so start linear.
-
-    One draw compiles in a tenth of the time of one for every layer; what the layers were made with is never computed.
-    """
-    limits = [1 / math.sqrt(max(layer.in_features, 1)) for layer in _modules(network, eqx.nn.Linear) for _ in range(2)]
-    old = _weights(network)
-    edges = np.cumsum([0, *(leaf.size for leaf in old)])
-    drawn = jr.uniform(key, (int(edges[-1]),), old[0].dtype, -1, 1)
-    new = [limit * drawn[a:b].reshape(leaf.shape) for limit, leaf, a, b in zip(limits, old, edges[:-1], edges[1:], strict=True)]
-    network = eqx.tree_at(_weights, network, new)
-    if not _modules(network, Skipped):
-        return network
-    last = lambda tree: [leaf for skipped in _modules(tree, Skipped) for leaf in _weights(skipped.perceptron.layers[-1])]
-    return eqx.tree_at(last, network, [leaf / 100 for leaf in last(network)])
-
-
-def _modules(tree: Any, kind: type) -> list[Any]:
-    is_kind = lambda node: isinstance(node, kind)
-    return [node for node in jax.tree.leaves(tree, is_leaf=is_kind) if is_kind(node)]
-
-
-def _weights(tree: Any) -> list[Any]:
-    """Of every linear layer the matrix and the bias."""
-    return [leaf for layer in _modules(tree, eqx.nn.Linear) for leaf in (layer.weight, layer.bias)]
 
 
 class Misa(MisaNetwork):

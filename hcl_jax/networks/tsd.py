@@ -21,8 +21,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.networks.attention import TransformerLayer, check_heads, tokenwise
 from hcl_jax.networks.independence import hsic
-from hcl_jax.networks.misa import Skipped, redrawn
-from hcl_jax.networks.modules import Perceptron, rowwise
+from hcl_jax.networks.modules import Perceptron, Skipped, redrawn, rowwise
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch
 from hcl_jax.structure import Hierarchy
@@ -62,13 +61,17 @@ PRESETS = {
 class TsdConfig(NetworkConfig):
     """Options of `fit`.
 
-    variant: "port" has the networks and losses of the released HCL code, for three views; "default" ours; see `fit`. inputs: as
-    of every network; None: "normal" for the default variant, "standardised" for the port. common, pair: weights of the
-    disagreement of common codes, and of the two codes of a pair. private: of the dependence of private codes. orthogonality: of
-    what keeps the codes of a view apart. supervisor: of the supervisor's loss. reconstruction: of the views' mean squared
-    error; the port has none. The weights that are None are filled in when the configuration is made: 1 each, and 3 for the
-    reconstruction. hidden: widths of the hidden layers of the common encoder, and in reverse of the decoders; the other
-    encoders have the last one. The port's encoders have none. heads: of the attention of the default variant.
+    variant: "port" has the networks and losses of the released HCL code, for three views; "default" ours; see `fit`.
+    inputs: as of every network; None: "normal" for the default variant, "standardised" for the port.
+    common, pair: weights of the disagreement of common codes, and of the two codes of a pair.
+    private: of the dependence of private codes.
+    orthogonality: of what keeps the codes of a view apart.
+    supervisor: of the supervisor's loss.
+    reconstruction: of the views' mean squared error; the port has none.
+    The weights that are None are filled in when the configuration is made: 1 each, and 3 for the reconstruction.
+    hidden: widths of the hidden layers of the common encoder, and in reverse of the decoders; the other encoders have the last
+    one, the port's encoders none.
+    heads: of the attention of the default variant.
     """
 
     variant: Literal["default", "port"] = "default"
