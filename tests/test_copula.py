@@ -60,6 +60,7 @@ def test_scores_do_not_see_increasing_functions_of_features():
     assert_close(other.linear.loadings, fitted.linear.loadings, "loadings")
 
 
+@pytest.mark.slow
 def test_of_more_rows_quantiles_are_kept_and_scores_change_little():
     views = small(n=3000, link="identity")[0]
     bent = [np.sinh(view) for view in views]

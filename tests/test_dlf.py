@@ -126,6 +126,7 @@ def descent(network, views, y, rate, steps=10):
     return jnp.append(values, objective(params)), eqx.combine(params, static)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["0.001", "1e-05"])
 @pytest.mark.parametrize("tag", LABELS)
 def test_released_descent_agrees(tag, rate):
@@ -215,6 +216,7 @@ def built(hierarchy, views, y):
     return network.scores(views), network.outputs(views), total(network, views, y, SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hierarchy", "expected"),
     [

@@ -112,6 +112,7 @@ def test_held_out_likelihood_rises_behind_a_link_that_mixes():
     assert_at_most(-DENSITY(fitted.network, views).mean() / MIXED.n_features, history[0], "−log density a feature over all rows")
 
 
+@pytest.mark.slow
 def test_the_key_decides_the_fit():
     again = fit_flow(leaky_views(), MIXED, FlowConfig(QUICK, layers=1), key=jr.key(0))
     other = fit_flow(leaky_views(), MIXED, FlowConfig(QUICK, layers=1), key=jr.key(1))
@@ -172,6 +173,7 @@ def test_refusals_name_the_argument():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("link", "least"), [("leaky", (0.988, 0.982, 0.965)), ("leakyQ", (0.97, 0.955, 0.91))])
 def test_links_that_mix_features_are_learned(link, least):
     """n = 8,000, default settings: R² of the latent factors of 2,000 further rows, by level, and the leak."""
@@ -187,6 +189,7 @@ def test_links_that_mix_features_are_learned(link, least):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_links_by_feature_leave_it_at_the_copula():
     """n = 8,000, sinh: R² within .003 of the copula's."""
     views, z, *_ = drawn("sinh", 0, 10_000)

@@ -117,6 +117,7 @@ def descent(network, views, rate, steps=10):
     return jnp.append(values, objective(params)), eqx.combine(params, static)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["0.001", "1e-05"])
 @pytest.mark.parametrize("name", RANKS)
 def test_released_descent_agrees(name, rate):
@@ -189,6 +190,7 @@ def effective_rank(fused):
     return np.exp(-np.sum(shares * np.log(shares), axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 def test_collapse_agrees_step_by_step(name):
     """All 301 losses of the stored runs. Without the penalty the run itself magnifies roundings by 1e5 after step 200."""

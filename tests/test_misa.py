@@ -95,6 +95,7 @@ def test_fused_output_and_its_derivative():
         assert_at_most(relative(gradient, arrays[f"fuse/grad/x{m}"]), 1e-9, f"gradient by view {m}")
 
 
+@pytest.mark.slow
 def test_official_output_and_training_with_a_task():
     arrays, network, config = released("official")
     y = jnp.asarray(arrays["y_real"], float)[:, None]

@@ -50,10 +50,11 @@ def fitted(name: str) -> NetworkFit:
 
 
 TRAINED = [name for name in NETWORKS if isinstance(configuration(name), NetworkConfig)]  # all but hcl-copula
-QUICK = ("hcl",)
+MARKS = {"hcl": [], "hcl-flow": [pytest.mark.slow], "misa": [pytest.mark.slow]}
+OTHERS = [pytest.mark.slow, pytest.mark.long]  # a network takes a minute or two, nearly all of it compilation
 
 
-@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAINED])
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, OTHERS)) for name in TRAINED])
 def name(request):
     return request.param
 
@@ -141,6 +142,7 @@ def test_classes_have_probabilities(name):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_it_gives_the_same_bits(name, tmp_path):
     path = tmp_path / "fit.npz"
     fitted(name).save(path)

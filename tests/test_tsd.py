@@ -112,6 +112,7 @@ def descent(network, views, rate, weight, steps=10):
     return jnp.append(values, objective(params)), eqx.combine(params, static)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tag", "rate"), [("", "1e-05"), ("lambda_ort0/", "0.001"), ("lambda_ort0/", "1e-05")])
 def test_released_descent_agrees(tag, rate):
     arrays, network, views = released()
@@ -142,6 +143,7 @@ def built(hierarchy, views):
     return network.scores(views), network.outputs(views), *loss(network, Batch(views), jr.key(0), SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hierarchy", "expected"),
     [
