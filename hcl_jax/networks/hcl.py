@@ -236,11 +236,11 @@ def start(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclCon
             "factors, or start='random'"
         )
     estimate = hcl_ml(SampleCovariance.from_data(Z), hierarchy, noise="feature")
-    psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
+    loadings, psi = with_signs(estimate.loadings), noise_by_feature(estimate.noise_variance, hierarchy.n_features)
     encoders, decoders = [], []
     for m, view in zip(hierarchy.modalities, rows.views, strict=True):
         own, columns = hierarchy.rows(m), hierarchy.active_columns(m)
-        score_map = posterior_mean_scores(estimate.loadings[own][:, columns], psi[own])
+        score_map = posterior_mean_scores(loadings[own][:, columns], psi[own])
         centred = view - view.mean(axis=0, keepdims=True)
         scores = centred @ score_map
         root, _ = inverse_root(scores.T @ scores / scores.shape[0])
@@ -393,6 +393,12 @@ def finish(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclCo
     return eqx.tree_at(lambda n: (n.means, n.roots, n.rotation, n.reliability), network, (means, roots, rotation, reliability))
 
 
+def with_signs(columns: Float[Array, "p r"]) -> Float[Array, "p r"]:
+    """Each column with the sign that makes its largest entry positive: eigenvectors come with either."""
+    largest = jnp.take_along_axis(columns, jnp.argmax(jnp.abs(columns), axis=0)[None, :], axis=0)
+    return columns * jnp.where(largest < 0, -1, 1).astype(columns.dtype)
+
+
 def shared_axes(blocks: list[Float[Array, "n r"]]) -> tuple[Float[Array, "r r"], Float[Array, "m r"]]:
     """(Q, a): rotated by Q, coordinate k of block m is a_mk z_k + noise, with one z for all blocks.
 
@@ -403,7 +409,7 @@ def shared_axes(blocks: list[Float[Array, "n r"]]) -> tuple[Float[Array, "r r"],
     if len(blocks) == 1:
         return jnp.eye(r, dtype=blocks[0].dtype), jnp.ones((1, r), blocks[0].dtype)
     cross = jnp.stack([a.T @ b / n for a, b in combinations(blocks, 2)]).mean(axis=0)
-    _, Q = jnp.linalg.eigh((cross + cross.T) / 2)
+    Q = with_signs(jnp.linalg.eigh((cross + cross.T) / 2)[1])
     rotated = jnp.stack([block @ Q for block in blocks])
     R = jnp.einsum("mnr,lnr->rml", rotated, rotated) / n
     off = R * (1 - jnp.eye(len(blocks), dtype=R.dtype))[None]
