@@ -101,6 +101,8 @@ def test_batched_over_keys_it_is_what_single_runs_are(name):
     batched = jax.vmap(lambda key: short(name, key=key).transform(VIEWS))(keys)
     for key, scores in zip(keys, batched, strict=True):
         single = short(name, key=key).transform(VIEWS)
+        signs = jnp.where(jnp.sum(scores * single, axis=0) < 0, -1.0, 1.0)  # those of eigenvectors are the solver's
+        scores = scores * signs[None, :]
         assert_at_most(relative(scores, single), 5e-3, f"{name}, batched beside single")  # float32, twelve steps of Adam
 
 

@@ -188,7 +188,7 @@ def test_overlap_is_the_squared_correlations():
 
 @cache
 def fitted():
-    """Two views' shared factors and their own, under a link, with a response of the factors."""
+    """Views' shared factors and their own, under a link, with a response of all; the last 100 rows are new to the fit."""
     rng = np.random.default_rng(0)
     hierarchy = Hierarchy((12, 12, 12), {(1, 2, 3): 2, (1, 2): 1, (3,): 1, (1,): 1})
     z = rng.standard_normal((500, hierarchy.n_factors))
