@@ -270,7 +270,7 @@ def replicates_program(arguments: Arguments) -> Callable[..., Any]:
         fitted = hcl.fit(draw_views(k_data, hierarchy, arguments.replicate_n), hierarchy, config, key=k_fit)
         return jnp.nanmin(fitted.history["held_out"]), fitted.steps
 
-    return spread(replicate, batched=False)
+    return spread(replicate, batched=False, runs_long=True)
 
 
 class Swept(NamedTuple):

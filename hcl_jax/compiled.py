@@ -17,13 +17,14 @@ PROGRAMS = 32
 
 
 @cache
-def compiler_options() -> dict[str, bool]:
+def compiler_options(runs_long: bool = False) -> dict[str, bool]:
     """What whole programs are compiled with: on a CPU XLA's older code generation, which takes half as long for programs as fast.
 
-    Nothing where this release of XLA does not have it, and where XLA_FLAGS says which is to be used.
+    Nothing for programs that run long, such as the training of networks, whose steps take a fifth longer in it; where this
+    release of XLA does not have it; and where XLA_FLAGS says which is to be used.
     """
     name = "xla_cpu_use_fusion_emitters"
-    if jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
+    if runs_long or jax.default_backend() != "cpu" or name in os.environ.get("XLA_FLAGS", ""):
         return {}
     try:
         jax.jit(lambda: 0, compiler_options={name: False}).lower().compile()
@@ -33,13 +34,15 @@ def compiler_options() -> dict[str, bool]:
 
 
 @lru_cache(maxsize=PROGRAMS)
-def _program(function: Callable[..., Any], structure: Any, held: tuple, _kinds: tuple, nested: bool) -> Callable[[list], Any]:
+def _program(
+    function: Callable[..., Any], structure: Any, held: tuple, _kinds: tuple, nested: bool, runs_long: bool
+) -> Callable[[list], Any]:
     """The function of its arrays alone, compiled; `held` has everything else, and None in the arrays' places.
 
     A nested program is a part of another, whose options are the ones that count.
     """
 
-    @partial(jax.jit, inline=True, compiler_options=None if nested else compiler_options())
+    @partial(jax.jit, inline=True, compiler_options=None if nested else compiler_options(runs_long))
     def program(traced: list) -> Any:
         leaves = [value if array is None else array for array, value in zip(traced, held, strict=True)]
         args, kwargs = jax.tree.unflatten(structure, leaves)
@@ -48,12 +51,13 @@ def _program(function: Callable[..., Any], structure: Any, held: tuple, _kinds: 
     return program
 
 
-def compiled(function: Function | None = None, *, check: Callable[..., None] | None = None) -> Any:
+def compiled(function: Function | None = None, *, check: Callable[..., None] | None = None, runs_long: bool = False) -> Any:
     """The function as one program for all calls whose arrays agree in shape and dtype and whose other arguments are equal.
 
     Arrays, inside of pytrees too, are traced; everything else (hierarchies, configurations, numbers, strings, None) is static and
     has to be hashable. `check` runs before, outside of compiled code, and gets those of the function's arguments that it names:
-    what is to be said of the values of arrays has to be said there, as the function sees tracers. Within other compiled or mapped
+    what is to be said of the values of arrays has to be said there, as the function sees tracers. `runs_long` asks for a program
+    that is faster, and takes longer to compile. Within other compiled or mapped
     code the function's own operations take its place, so that its results are those of the plain function compiled there. The
     programs called last are kept, `PROGRAMS` of all functions together: a process that fits hundreds of shapes lives on.
 
@@ -64,7 +68,7 @@ def compiled(function: Function | None = None, *, check: Callable[..., None] | N
     3.0
     """
     if function is None:
-        return partial(compiled, check=check)
+        return partial(compiled, check=check, runs_long=runs_long)
     signature = inspect.signature(function)
     checked = () if check is None else tuple(inspect.signature(check).parameters)
 
@@ -80,6 +84,6 @@ def compiled(function: Function | None = None, *, check: Callable[..., None] | N
         held = tuple(None if array else leaf for leaf, array in zip(leaves, arrays, strict=True))
         kinds = tuple((leaf.shape, leaf.dtype) for leaf, array in zip(leaves, arrays, strict=True) if array)
         nested = any(isinstance(leaf, jax.core.Tracer) for leaf in (jnp.empty(()), *leaves))  # traced, whatever the arguments are
-        return _program(function, structure, held, kinds, nested)(traced)
+        return _program(function, structure, held, kinds, nested, runs_long)(traced)
 
     return cast(Function, call)

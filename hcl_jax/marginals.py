@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from hcl_jax.views import centre_and_scale, centred, standardise
@@ -53,9 +54,8 @@ class NormalScores(eqx.Module):
         n = X.shape[0]
         _, centre, deviation = centred(X)
         scale = jnp.where(deviation > 0, deviation, 1)
-        ordered = jnp.sort((X - centre[None, :]) / scale[None, :], axis=0)
-        ranks = jax.vmap(_mean_ranks, in_axes=1, out_axes=1)(ordered)
-        scores = jax.scipy.special.ndtri((ranks - 0.5) / n).astype(X.dtype)
+        ordered = sorted_columns((X - centre[None, :]) / scale[None, :])
+        scores = jax.scipy.special.ndtri((_mean_ranks(ordered) - 0.5) / n).astype(X.dtype)
         kept = _kept_ranks(n)
         return cls(centre, scale, ordered[kept], standardise(scores, scores)[kept])
 
@@ -83,8 +83,20 @@ def _kept_ranks(n: int) -> np.ndarray:
     return np.unique(np.round(np.concatenate([np.linspace(0, n - 1, KNOTS // 2), by_score])).astype(int))
 
 
-def _mean_ranks(ordered: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Ranks from 1 of sorted values, those of equal ones averaged."""
-    below = jnp.searchsorted(ordered, ordered, side="left")
-    up_to = jnp.searchsorted(ordered, ordered, side="right")
-    return (below + up_to + 1).astype(ordered.dtype) / 2
+def sorted_columns(X: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Every column sorted. Finite numbers are in the order of their bits, read as integers of one sign; XLA sorts these several
+    times as fast on a CPU."""
+    kind = jnp.dtype(f"int{8 * X.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(X.T + 0, kind)  # −0 becomes 0
+    turned = lambda held: jnp.where(held < 0, held ^ jnp.iinfo(kind).max, held)
+    return lax.bitcast_convert_type(turned(jnp.sort(turned(bits), axis=1)), X.dtype).T
+
+
+def _mean_ranks(ordered: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Ranks from 1 of sorted columns, those of equal values averaged."""
+    n, d = ordered.shape
+    place, edge = jnp.arange(n, dtype=jnp.int32)[:, None], jnp.ones((1, d), bool)
+    differs = ordered[1:] != ordered[:-1]
+    first = lax.cummax(jnp.where(jnp.concatenate([edge, differs]), place, 0))
+    last = lax.cummin(jnp.where(jnp.concatenate([differs, edge]), place, n), reverse=True)
+    return (first + last + 2).astype(ordered.dtype) / 2

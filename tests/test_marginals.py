@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 import scipy.stats
 
-from hcl_jax.marginals import KNOTS, NormalScores, Standardisation
+from hcl_jax.marginals import KNOTS, NormalScores, Standardisation, sorted_columns
 
 X = jr.normal(jr.key(0), (300, 3)) * jnp.array([1.0, 1e-3, 1e5])[None, :] + 2.0
 
@@ -68,3 +68,12 @@ def test_they_work_batched_and_compiled():
     batch = jnp.stack([X, 2 * X])
     program = jax.jit(jax.vmap(lambda rows: NormalScores.of(rows)(rows)))
     np.testing.assert_allclose(program(batch)[1], NormalScores.of(X)(X), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_columns_are_sorted(dtype):
+    """Negative numbers, both zeros, ties, and the smallest and largest there are."""
+    rng, limits = np.random.default_rng(0), np.finfo(dtype)
+    X = rng.standard_normal((101, 3)).round(1).astype(dtype)
+    X[:6, 0] = -0.0, 0.0, limits.max, limits.min, limits.tiny, -limits.tiny
+    np.testing.assert_array_equal(sorted_columns(jnp.asarray(X)), np.sort(X, axis=0))

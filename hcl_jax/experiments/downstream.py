@@ -373,7 +373,7 @@ def baseline_program(name: str, hierarchy: Hierarchy, n: int, batched: bool) -> 
 @lru_cache
 def network_program(name: str, hierarchy: Hierarchy, n: int, supervision: str, batched: bool) -> Callable[..., Fitted]:
     """(None, draws, counts) -> the fits of all replicates."""
-    return spread(lambda _, drawn: fit_network(name, hierarchy, n, supervision, drawn), batched)
+    return spread(lambda _, drawn: fit_network(name, hierarchy, n, supervision, drawn), batched, runs_long=True)
 
 
 @lru_cache

@@ -43,14 +43,14 @@ def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def spread(program: Program, batched: bool) -> Callable[..., PyTree]:
-    """(shared, items, counts) -> results, with the items' leading axis spread over the devices."""
+def spread(program: Program, batched: bool, runs_long: bool = False) -> Callable[..., PyTree]:
+    """(shared, items, counts) -> results, with the items' leading axis spread over the devices; `runs_long` as of `compiled`."""
     if batched:
         every = lambda shared, items, _counts: jax.vmap(partial(program, shared))(items)
-        return jax.jit(every, compiler_options=compiler_options())
+        return jax.jit(every, compiler_options=compiler_options(runs_long))
     run, split, whole = partial(_one_by_one, program), PartitionSpec(AXIS), PartitionSpec()
     mapped = jax.shard_map(run, mesh=mesh(), in_specs=(whole, split, split), out_specs=split, check_vma=False)
-    return jax.jit(mapped, compiler_options=compiler_options())
+    return jax.jit(mapped, compiler_options=compiler_options(runs_long))
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def draw_program(spec: DrawSpec, batched: bool) -> Callable[..., Drawn]:
 @lru_cache
 def method_program(method: str, told: Hierarchy, n: int, batched: bool) -> Callable[..., Outcome]:
     """(None, draws, counts) -> the outcomes of all replicates."""
-    return spread(lambda _, drawn: outcome_of(method, told, n, drawn), batched)
+    return spread(lambda _, drawn: outcome_of(method, told, n, drawn), batched, runs_long=method not in (LINEAR, ORACLE))
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _start_program(loss: Loss, config: Config, numbers: dict, model: PyTree, tra
         return _start(loss, join_numbers(config, numbers, config.training.dtype), model, train, held, key)
 
 
-@compiled
+@compiled(runs_long=True)
 def _advance_program(
     loss: Loss,
     config: Config,
