@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 import scipy.stats
 
 from hcl_jax.marginals import KNOTS, NormalScores, Standardisation, sorted_columns
