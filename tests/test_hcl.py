@@ -157,3 +157,20 @@ def test_training_beats_the_linear_start_on_a_link_that_mixes_features():
     gain = held["trained"]["r_squared"].mean() - held["start"]["r_squared"].mean()
     assert_at_least(gain, 0.01, "R² of all structures, beside the linear start's")
     assert_at_most(held["trained"]["leak"], 0.02, "leak")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_classes", [None, 3])
+def test_the_supervised_head_starts_at_a_linear_prediction(n_classes):
+    """A fit of no steps predicts as a ridge regression on its encoders' outputs does."""
+    views, z = views_of("identity", 800)
+    signal = z @ jr.normal(jr.key(3), (z.shape[1],))
+    classes = jnp.searchsorted(jnp.quantile(signal, jnp.array([1 / 3, 2 / 3])), signal).astype(jnp.int32)
+    y = signal + 0.3 * jr.normal(jr.key(4), signal.shape) if n_classes is None else classes
+    training = TrainingConfig(steps=0, dtype="float64")
+    fitted = hcl.fit([v[:600] for v in views], H, hcl.HclConfig(training=training, n_classes=n_classes), y=y[:600], key=jr.key(0))
+    predicted = fitted.predict([v[600:] for v in views])
+    if n_classes is None:
+        assert_at_least(1 - jnp.mean((predicted - y[600:]) ** 2) / jnp.var(y), 0.8, "R² of new rows")
+    else:
+        assert_at_least(np.mean(np.asarray(predicted).argmax(axis=1) == np.asarray(y[600:])), 0.65, "accuracy on new rows")

@@ -6,7 +6,6 @@ that are no linear map of the features, and features that are seen through a lin
 the distance from E[y|x].
 """
 
-import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
 from hcl_jax.experiments.methods import is_estimator
 from hcl_jax.experiments.recovery import check_samples, estimate_program
+from hcl_jax.experiments.searched import study_config
 from hcl_jax.fitted import Fitted, LinearFit
 from hcl_jax.limits import bayes
 from hcl_jax.links import LOSSY, Link, check_link, sample_links
@@ -42,7 +42,7 @@ from hcl_jax.model import (
     sample_rows_given_covariance,
     sample_wishart_covariance,
 )
-from hcl_jax.networks import NETWORKS, configuration
+from hcl_jax.networks import NETWORKS
 from hcl_jax.prediction import (
     FoldMoments,
     Regression,
@@ -229,10 +229,8 @@ def fit_network(name: str, hierarchy: Hierarchy, n: int, supervision: str, drawn
     """A network on the rows; on their responses too where it is supervised."""
     views, y = unlabelled_rows(drawn, n)
     key = jr.fold_in(jr.wrap_key_data(drawn.row_key), np.uint32(zlib.crc32(name.encode())))
-    if supervision == "none":
-        return NETWORKS[name](views, hierarchy, key=key)
-    config = dataclasses.replace(configuration(name), supervision=supervision)
-    return NETWORKS[name](views, hierarchy, config=config, y=y, key=key)
+    options = {} if supervision == "none" else {"y": y}
+    return NETWORKS[name](views, hierarchy, config=study_config(name, supervision), key=key, **options)
 
 
 def fit_baseline(name: str, hierarchy: Hierarchy, n: int, drawn: Drawn) -> LinearFit:

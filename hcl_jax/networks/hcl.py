@@ -226,7 +226,11 @@ def _decoder(key: Key[Array, ""], k: int, p: int, config: HclConfig) -> Decoder:
 
 
 def start(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclConfig) -> HclNetwork:
-    """Encoders at each modality's own posterior means under `hcl-ml`, whitened; decoders at least squares on these."""
+    """Encoders at each modality's own posterior means under `hcl-ml`, whitened; decoders at least squares on these.
+
+    The supervised head starts at a ridge regression on the encoders' outputs, so that a fit whose contrast only gets worse on
+    held-out rows, which are what stops it, predicts no worse than its linear start.
+    """
     if config.start == "random":
         return network
     Z = jnp.concatenate(rows.views, axis=1)
@@ -251,7 +255,21 @@ def start(network: HclNetwork, rows: Batch, hierarchy: Hierarchy, config: HclCon
         encoders.append(eqx.tree_at(lambda e: e.skip, network.encoders[m - 1], jnp.stack(padded, axis=1)))
         back = (centred @ score_map).T @ centred / centred.shape[0]
         decoders.append(eqx.tree_at(lambda d: d.skip, network.decoders[m - 1], back))
-    return eqx.tree_at(lambda n: (n.encoders, n.decoders), network, (tuple(encoders), tuple(decoders)))
+    network = eqx.tree_at(lambda n: (n.encoders, n.decoders), network, (tuple(encoders), tuple(decoders)))
+    if rows.y is None:
+        return network
+    skip = _head_start(jnp.concatenate(network.raw(rows.views), axis=1), rows.y, config)
+    return eqx.tree_at(lambda n: n.head.skip, network, skip)
+
+
+def _head_start(raw: Float[Array, "n k"], y: Array, config: HclConfig) -> Float[Array, "k o"]:
+    """Ridge coefficients of standardised responses, or of logits: C times the regression of the indicators of C classes, as the
+    probabilities are (1 + logit)/C to first order. The penalty k/n is the one for as much signal as noise."""
+    n, k = raw.shape
+    targets = y if config.n_classes is None else config.n_classes * jax.nn.one_hot(y, config.n_classes, dtype=raw.dtype)
+    centred = raw - raw.mean(axis=0, keepdims=True)
+    gram = centred.T @ centred / n
+    return jnp.linalg.solve(gram + k / n * jnp.eye(k, dtype=raw.dtype), centred.T @ targets.astype(raw.dtype) / n)
 
 
 def loss(network: HclNetwork, batch: Batch, key: Key[Array, ""], config: HclConfig) -> tuple[Float[Array, ""], dict]:
