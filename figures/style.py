@@ -55,6 +55,7 @@ METHODS = {
     "bayes": MethodStyle("Bayes limit", "#000000", "", (0, (5, 1))),
     # deep methods, and what they are compared with: Paul Tol's light and dark schemes, dotted
     "hcl": MethodStyle("HCL, nonlinear", "#BB5566", "*"),
+    "hcl-start": MethodStyle("HCL, nonlinear, before training", "#997700", "h", "--"),
     "hcl-copula": MethodStyle("HCL-ML on normal scores", "#004488", "D"),
     "hcl-flow": MethodStyle("HCL, links by likelihood", "#DDAA33", "o"),
     "hcl-released": MethodStyle("HCL, released code", "#EE8866", ">", ":"),

@@ -3,8 +3,8 @@
 Claims (the paper's Section 3 and Figure 5, on deep encoders): HCL recovers shared, partially shared and private factors where
 views are nonlinear functions of them, and other deep methods do not. Rows are x = g(Λz + ε), by view; R² of the true factors of a
 structure, regressed on that structure's scores, on rows that no method has seen; `leak` is the largest R² of another's.
-Beside the methods stand `linear` (hcl-ml on standardised features), `supervised` (the encoders of hcl, trained on the factors
-themselves: what the architecture can do) and `oracle` (the link and the loadings known).
+Beside the methods stand `linear` (hcl-ml on standardised features), `hcl-start` (where hcl starts: no steps), `supervised` (the
+encoders of hcl, trained on the factors themselves: what the architecture can do) and `oracle` (link and loadings known).
 
     python simulations/nonlinear.py                             # three links, n = 8,000: an hour
     python simulations/nonlinear.py --preset tiny               # a minute
@@ -41,7 +41,7 @@ from hcl_jax.structure import Hierarchy, as_structure
 
 PROGRAM = "nonlinear.py"
 METRICS = ("r_squared", "r_squared_all", "leak", "quadratic")
-METHODS = ("linear", "hcl-copula", "hcl", "supervised", "oracle")
+METHODS = ("linear", "hcl-copula", "hcl-start", "hcl", "supervised", "oracle")
 DEEP = ("misa", "convirt", "dlf", "tsd", "hcl-released")
 
 

@@ -4,6 +4,7 @@ Rows are x = g(Λz + ε); a method sees n of them, and its scores of `N_TEST` ot
 program from the rows to its metrics.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from hcl_jax.scores import posterior_mean_scores
 from hcl_jax.structure import Hierarchy, Structure
 
 N_TEST = 2000
-LINEAR, CEILING, ORACLE = "linear", "supervised", "oracle"
-NONLINEAR_METHODS = (LINEAR, *NETWORKS, CEILING, ORACLE)
+LINEAR, START, CEILING, ORACLE = "linear", "hcl-start", "supervised", "oracle"
+NONLINEAR_METHODS = (LINEAR, START, *NETWORKS, CEILING, ORACLE)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def draw(spec: DrawSpec, shared: PyTree, replicate: Array) -> Drawn:
 def outcome_of(method: str, told: Hierarchy, n: int, drawn: Drawn) -> Outcome:
     """The method fitted to the first n rows, and what its scores of the others hold."""
     truth = drawn.truth
-    key = jr.fold_in(jr.wrap_key_data(drawn.key), np.uint32(zlib.crc32(method.encode())))
+    seen_by = "hcl" if method == START else method  # the same held-out rows
+    key = jr.fold_in(jr.wrap_key_data(drawn.key), np.uint32(zlib.crc32(seen_by.encode())))
     views = [drawn.x[:, truth.hierarchy.rows(m)] for m in truth.hierarchy.modalities]
     train = [view[:n] for view in views]
     if method == ORACLE:
@@ -138,6 +140,10 @@ def outcome_of(method: str, told: Hierarchy, n: int, drawn: Drawn) -> Outcome:
         }
     if method == LINEAR:
         fitted: Fitted = fit_estimator(train, told, "hcl-ml", noise="feature")
+    elif method == START:
+        config = hcl.HclConfig()
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=0))
+        fitted = hcl.fit(train, told, config, key=key)
     elif method == CEILING:
         fitted = fit_ceiling(train, truth.hierarchy, drawn.z[:n], key=key)
     else:
@@ -238,7 +244,7 @@ def draw_program(spec: DrawSpec, batched: bool) -> Callable[..., Drawn]:
 @lru_cache
 def method_program(method: str, told: Hierarchy, n: int, batched: bool) -> Callable[..., Outcome]:
     """(None, draws, counts) -> the outcomes of all replicates."""
-    return spread(lambda _, drawn: outcome_of(method, told, n, drawn), batched, runs_long=method not in (LINEAR, ORACLE))
+    return spread(lambda _, drawn: outcome_of(method, told, n, drawn), batched, runs_long=method in NETWORKS or method == CEILING)
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,7 @@ class Nonlinear:
     study: str = "nonlinear"
 
     def check(self, cell: NonlinearCell, method: str) -> None:
-        if method in ("linear", "hcl", "hcl-copula", "hcl-flow"):
+        if method in (LINEAR, START, "hcl", "hcl-copula", "hcl-flow"):
             check_samples("hcl-ml", cell.told.n_factors, cell.n * 9 // 10)
 
     def draw_key(self, cell: NonlinearCell, dtype: str) -> DrawSpec:
