@@ -194,14 +194,22 @@ def _t_latents(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) ->
     return jr.t(key, T_DEGREES, shape, dtype) * jnp.asarray(((T_DEGREES - 2) / T_DEGREES) ** 0.5, dtype)
 
 
+def _elliptical_latents(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    k_scale, k_normal = jr.split(key)
+    scale = jnp.sqrt((T_DEGREES - 2) / jr.chisquare(k_scale, T_DEGREES, (*shape[:-1], 1), dtype))
+    return scale * jr.normal(k_normal, shape, dtype)
+
+
 LATENT_LAWS: dict[str, Callable[[Key[Array, ""], tuple[int, ...], DTypeLike], Array]] = {
     "gaussian": jr.normal,
     "uniform": lambda key, shape, dtype: jr.uniform(key, shape, dtype, -(3**0.5), 3**0.5),
     "rademacher": jr.rademacher,
     "laplace": lambda key, shape, dtype: jr.laplace(key, shape, dtype) * jnp.asarray(0.5**0.5, dtype),
     "t": _t_latents,
+    "elliptical": _elliptical_latents,
 }
-"""Laws of the latent factors, each of mean 0 and variance 1: sampler(key, shape, dtype). `t` has ten degrees of freedom."""
+"""Laws of the latent factors, each of mean 0 and variance 1: sampler(key, shape, dtype). `t` has ten degrees of freedom, and so has
+`elliptical`, the multivariate t: its factors are uncorrelated, and not independent."""
 
 
 def check_latent(latent: str) -> None:

@@ -187,25 +187,37 @@ def test_observations_follow_the_model():
 
 @pytest.mark.parametrize("latent", LATENT_LAWS)
 def test_latent_laws_have_mean_zero_and_variance_one(latent):
-    z = np.asarray(LATENT_LAWS[latent](jr.key(7), (200_000,), FLOAT))
+    z = np.asarray(LATENT_LAWS[latent](jr.key(7), (200_000, 1), FLOAT))
     assert z.dtype == np.float64
     assert_within(z.mean(), 0, 4 / np.sqrt(z.size), f"{latent}: mean, ± 4 standard errors")
     assert_within((z**2).mean(), 1, 4 * (z**2).std() / np.sqrt(z.size) + 1e-12, f"{latent}: variance, ± 4 standard errors")
 
 
 def test_latent_laws_are_what_their_names_say():
-    draw = {name: np.asarray(law(jr.key(8), (20_000,), FLOAT)) for name, law in LATENT_LAWS.items()}
+    draw = {name: np.asarray(law(jr.key(8), (20_000, 1), FLOAT))[:, 0] for name, law in LATENT_LAWS.items()}
     assert set(draw["rademacher"].tolist()) == {-1.0, 1.0}
     laws = {
         "gaussian": stats.norm(),
         "uniform": stats.uniform(-np.sqrt(3), 2 * np.sqrt(3)),
         "laplace": stats.laplace(scale=np.sqrt(0.5)),
         "t": stats.t(10, scale=np.sqrt(0.8)),
+        "elliptical": stats.t(10, scale=np.sqrt(0.8)),
     }
     assert set(laws) | {"rademacher"} == set(LATENT_LAWS)
     for name, law in laws.items():
         p = stats.kstest(draw[name], law.cdf).pvalue
         assert p > 1e-3, f"{name}: p = {p:.2g}"
+
+
+def test_only_elliptical_factors_depend_on_each_other():
+    """Uncorrelated all of them; squares correlate by (κ − 1)/(3κ − 1) under the multivariate t, κ = E[z₁²z₂²] = 8/6. Their sample
+    correlation has a heavy tail, hence the wide tolerance."""
+    for name, law in LATENT_LAWS.items():
+        z = np.asarray(law(jr.key(9), (100_000, 2), FLOAT))
+        assert_within(np.corrcoef(z.T)[0, 1], 0, 5 / np.sqrt(len(z)), f"{name}: correlation")
+        if name != "rademacher":
+            squares = 1 / 9 if name == "elliptical" else 0
+            assert_within(np.corrcoef((z**2).T)[0, 1], squares, 0.04, f"{name}: correlation of squares")
 
 
 def test_draws_follow_the_dtype():
