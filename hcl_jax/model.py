@@ -208,8 +208,8 @@ LATENT_LAWS: dict[str, Callable[[Key[Array, ""], tuple[int, ...], DTypeLike], Ar
     "t": _t_latents,
     "elliptical": _elliptical_latents,
 }
-"""Laws of the latent factors, each of mean 0 and variance 1: sampler(key, shape, dtype). `t` has ten degrees of freedom, and so has
-`elliptical`, the multivariate t: its factors are uncorrelated, and not independent."""
+"""Laws of the latent factors, each of mean 0 and variance 1: sampler(key, shape, dtype). `t` has ten degrees of freedom, and so
+has `elliptical`, the multivariate t: its factors are uncorrelated, and not independent."""
 
 
 def check_latent(latent: str) -> None:
