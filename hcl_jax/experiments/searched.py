@@ -24,7 +24,22 @@ SPACES: dict[str, tuple[str, ...]] = {
 }
 """The numbers of each configuration that are searched, beside the learning rate, and the task's weight where there is one."""
 
-CHOSEN: dict[str, dict[str, float]] = {}
+CHOSEN: dict[str, dict[str, float]] = {
+    "convirt": {},
+    "convirt (joint)": {"training.learning_rate": 0.00101, "temperature": 0.0109, "task_weight": 1.52},
+    "dlf": {
+        "training.learning_rate": 0.000591,
+        "reconstruction": 0.387,
+        "specific": 0.597,
+        "alignment": 0.506,
+        "triplet": 0.0803,
+        "orthogonality": 0.00216,
+    },
+    "hcl": {},
+    "hcl (joint)": {},
+    "misa": {"training.learning_rate": 0.00802, "similarity": 0.768, "difference": 2.75, "reconstruction": 1.39},
+    "misa (joint)": {},
+}
 """By method, and `method (joint)` for supervised training: what differs from the defaults. From docs/tables/search.csv."""
 
 
