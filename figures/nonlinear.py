@@ -48,7 +48,8 @@ def fig_recovery(table: pl.DataFrame) -> Figure:
         leak = group.filter(pl.col("metric") == "leak")
         draw_linear(row[-1], error_curves(leak, average="mean"))
         row[-1].set(title="of another structure's factors", ylabel="largest $R^2$", xlabel="rows, n")
-        row[0].set_title(f"link {setting['link']}, {setting_title(setting)}\n{LEVELS['shared by all']}", loc="left")
+        row[0].set_title("")
+        row[0].set_title(f"{setting_title(setting)}\n{LEVELS['shared by all']}", loc="left")
     legend_above(figure, axes[0][0])
     annotate(figure, table, average="Mean")
     return figure
