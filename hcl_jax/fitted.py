@@ -152,12 +152,7 @@ def read_rows(views: Any, dims: Sequence[int], presence: Any = None) -> tuple[Fl
     Raises `ValueError` as `check_views` does, and for a `presence` that is not n × M booleans.
     """
     read = check_views(views, dims, least=1, absent=True)
-    X, present = read.stacked(), presence_of(read)
-    if presence is not None:
-        given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
-        if given.dtype != bool or given.shape != present.shape:
-            raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, {present.shape}")
-        present = present & given
+    X, present = read.stacked(), presence_of(read, presence)
     if presence is None and not isinstance(present, jax.core.Tracer) and bool(present.all()):
         return X, None
     if presence is None and isinstance(present, jax.core.Tracer):

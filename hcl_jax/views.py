@@ -194,9 +194,18 @@ def _whole_rows(matrix: Numbers) -> Numbers:
     return xp.where(xp.isnan(matrix).all(axis=1, keepdims=True), xp.zeros((), matrix.dtype), matrix)
 
 
-def presence_of(views: Views) -> Bool[Array, "n M"]:
-    """Which views each sample has: those whose row is not NaN throughout."""
-    return jnp.stack([~jnp.isnan(jnp.asarray(matrix)).all(axis=1) for matrix in views.matrices], axis=1)
+def presence_of(views: Views, presence: Any = None) -> Bool[Array, "n M"]:
+    """Which views each sample has: those whose row is not NaN throughout, and for which `presence` holds where that is given.
+
+    Raises `ValueError` for a `presence` that is not n × M booleans.
+    """
+    found = jnp.stack([~jnp.isnan(jnp.asarray(matrix)).all(axis=1) for matrix in views.matrices], axis=1)
+    if presence is None:
+        return found
+    given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
+    if given.dtype != bool or given.shape != found.shape:
+        raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, {found.shape}")
+    return found & given
 
 
 def _index_names(index: Any) -> tuple[Hashable, ...] | None:

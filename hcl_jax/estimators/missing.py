@@ -1,0 +1,295 @@
+"""Rows that lack whole views: moments by pattern of presence, and what is fitted to them (theory: Section 7)."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from hcl_jax.compiled import compiled
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.estimators.estimate import Estimate, check_iterative, finished, stopping_tolerance
+from hcl_jax.estimators.fixed_point import ascend
+from hcl_jax.estimators.likelihood import hcl_ml, noise_floor, starting_point
+from hcl_jax.fisher import apply_by_modality, check_noise, inverses_of_seen, pool, spread
+from hcl_jax.linalg import spd_inverse
+from hcl_jax.structure import Hierarchy
+from hcl_jax.views import Numbers, as_views, deviations, presence_of
+
+
+def patterns_of(present: Numbers) -> tuple[np.ndarray, Any]:
+    """(the patterns of presence that occur, the number of each row's). Inside compiled code, where it cannot be seen which do
+    occur, all 2^M of them."""
+    if isinstance(present, jax.core.Tracer):
+        table = np.array(list(product((False, True), repeat=present.shape[1])))
+        return table, jnp.sum(jnp.where(present, 2 ** np.arange(present.shape[1])[None, ::-1], 0), axis=1)
+    table, pattern = np.unique(np.asarray(present), axis=0, return_inverse=True)
+    return table, pattern.reshape(-1)
+
+
+class PatternMoments(eqx.Module):
+    """Counts, means and second moments of rows by pattern of presence, which is the set of views that a row has.
+
+    The second moments of pattern P are those of `rows`, of which some belong to it: n_P deviations from its mean where it has no
+    more rows than features, else as many rows as features with the same inner products. All are 0 where a view is absent. Rows
+    without any view count for nothing.
+
+    >>> x = np.array([[1.0, 2.0], [3.0, 0.0], [5.0, 1.0]])
+    >>> moments = PatternMoments.from_data([x, x[:, :1]], np.array([[True, True], [True, False], [True, True]]))
+    >>> moments.present.tolist(), moments.counts.tolist()
+    ([[True, False], [True, True]], [1.0, 2.0])
+    """
+
+    rows: Float[Array, "rows d"]
+    pattern: Int[Array, " rows"]
+    present: Bool[Array, "P M"]
+    means: Float[Array, "P d"]
+    """Less the centre."""
+    counts: Float[Array, " P"]
+    centre: Float[Array, " d"]
+    """The mean of every feature over the rows that have it."""
+    dims: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def from_data(cls, views: Any, presence: Any = None) -> "PatternMoments":
+        """The moments of the samples of all views, which are what `as_views` takes: a view that a row lacks is NaN throughout, or
+        False in `presence` (n × M), whatever then stands there.
+
+        Under `jit` and `vmap` too, where all 2^M patterns have a place. Raises `ValueError` as
+        `as_views` does; for NaN in some cells of a row's view, with their number; and for a view that no row has.
+        """
+        read = as_views(views, absent=True)
+        X, present = read.joined(), presence_of(read, presence)
+        traced = any(isinstance(array, jax.core.Tracer) for array in (X, present))
+        xp: Any = jnp if traced else np
+        X, present, dims = xp.asarray(X), xp.asarray(present), read.dims
+        for name, rows in zip(read.names, present.T, strict=True):
+            if not traced and not rows.any():
+                raise ValueError(f"views: {name} is absent from all {len(rows)} rows; expected some that have it")
+        of_feature = np.repeat(np.arange(len(dims)), dims)
+        seen = present[:, of_feature]
+        edges = np.cumsum(dims)[:-1]
+        parts = zip(np.split(np.arange(sum(dims)), edges), present.T, strict=True)
+        centred = [deviations(xp.where(rows[:, None], X[:, columns], 0), rows) for columns, rows in parts]
+        X, centre = (xp.concatenate(halves, axis=-1) for halves in zip(*centred, strict=True))
+        table, pattern = patterns_of(present)
+        belongs = (pattern[None, :] == np.arange(len(table))[:, None]).astype(X.dtype)
+        counts = belongs.sum(axis=1) * table.any(axis=1).astype(X.dtype)
+        means = belongs @ X / xp.maximum(counts, 1)[:, None]
+        rows = xp.where(seen, X - means[pattern], 0)
+        if not traced:
+            rows, pattern = _fewest_rows(rows, pattern, table[:, of_feature])
+        dtype = jax.dtypes.canonicalize_dtype(X.dtype)
+        rows, means, counts, centre = (jnp.asarray(array, dtype) for array in (rows, means, counts, centre))
+        return cls(rows, jnp.asarray(pattern), jnp.asarray(table), means, counts, centre, dims)
+
+    @property
+    def n(self) -> Float[Array, ""]:
+        """The rows that have a view."""
+        return self.counts.sum()
+
+    @property
+    def degrees(self) -> Float[Array, " P"]:
+        """ν_P = n_P(N − 1)/N: ν = N − 1 degrees of freedom in all, so that one pattern has S with divisor ν."""
+        return self.counts * (self.n - 1) / self.n
+
+    def scaled(self, factor: Float[Array, ""]) -> "PatternMoments":
+        """The moments of data `factor` times as large."""
+        held = (factor * self.rows, factor * self.means, factor * self.centre)
+        return eqx.tree_at(lambda m: (m.rows, m.means, m.centre), self, held)
+
+    def by_feature(self, table: Array) -> Array:
+        """The columns of an … × M table, repeated over the features of their views."""
+        return jnp.repeat(table, np.array(self.dims), axis=-1, total_repeat_length=sum(self.dims))
+
+    def about(self, mean: Float[Array, " d"]) -> tuple[Float[Array, "all d"], Int[Array, " all"]]:
+        """Rows with the second moments of every pattern about a mean (less the centre), √n_P(x̄_P − μ)_P the last of them, and
+        their patterns."""
+        shifts = jnp.sqrt(self.counts)[:, None] * (self.means - mean[None, :])
+        shifts = jnp.where(self.by_feature(self.present), shifts, 0)
+        numbers = jnp.arange(len(shifts), dtype=self.pattern.dtype)
+        return jnp.concatenate([self.rows, shifts]), jnp.concatenate([self.pattern, numbers])
+
+    def covariance(self) -> SampleCovariance:
+        """The covariance with absent entries at the mean, and each view in the units that give it the variance of the rows that
+        have it. It is S where all rows have all views."""
+        rows, _ = self.about(jnp.zeros_like(self.centre))
+        here = self.present.astype(rows.dtype)
+        rows = rows * jnp.sqrt(self.n / self.by_feature(self.counts @ here))[None, :]
+        if rows.shape[0] <= rows.shape[1]:
+            return SampleCovariance(data=rows, n=self.n)
+        return SampleCovariance(rows.T @ rows / (self.n - 1), n=self.n)
+
+
+def _fewest_rows(rows: np.ndarray, pattern: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the same second moments by pattern, in the order of the patterns: no more of each than it has features."""
+    kept, numbers = [], []
+    for p, columns in enumerate(seen):
+        own = rows[pattern == p]
+        if len(own) > columns.sum():
+            triangle = np.linalg.qr(own[:, columns], mode="r")
+            own = np.zeros((len(triangle), rows.shape[1]), rows.dtype)
+            own[:, columns] = triangle
+        kept.append(own)
+        numbers.append(np.full(len(own), p))
+    return np.concatenate(kept), np.concatenate(numbers)
+
+
+class _Point(NamedTuple):
+    """Loadings, a noise variance for every feature, and means (less the centre)."""
+
+    loadings: Float[Array, "d K"]
+    psi: Float[Array, " d"]
+    mean: Float[Array, " d"]
+
+
+def posterior_covariances(
+    loadings: Float[Array, "d K"], psi: Float[Array, " d"], present: Bool[Array, "P M"], dims: Sequence[int]
+) -> tuple[Float[Array, "P K K"], Float[Array, " P"]]:
+    """V_P = (I + Λ_PᵀΨ_P⁻¹Λ_P)⁻¹ = Var(z | the views of P), and −log det V_P, of every pattern."""
+    edges = np.cumsum((0, *dims))
+    weighted = loadings / psi[:, None]
+    grams = jnp.stack([loadings[a:b].T @ weighted[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    return posterior_of(grams, present)
+
+
+def posterior_of(grams: Float[Array, "M K K"], present: Bool[Array, "P M"]) -> tuple[Float[Array, "P K K"], Float[Array, " P"]]:
+    """(I + the sum of the grams of a pattern's views)⁻¹, and −log det of it."""
+    precisions = jnp.einsum("pm,mkl->pkl", present.astype(grams.dtype), grams)
+    return jax.lax.map(spd_inverse, precisions + jnp.eye(grams.shape[1], dtype=grams.dtype)[None])
+
+
+class _Scores(NamedTuple):
+    """Sums over the rows that have a view, in which the mean that is best for given loadings is taken off."""
+
+    second: Float[Array, "M K K"]  # A_m = Σ E[zzᵀ]
+    image: Float[Array, "d K"]  # B = Σ x E[z]ᵀ
+    squares: Float[Array, " d"]  # Σ x²
+    latent_mean: Float[Array, "M K"]  # of E[z]
+    shift: Float[Array, " d"]  # of x less the mean in force
+    degrees: Float[Array, " M"]  # Σ ν_P
+    deviance: Float[Array, ""]  # −2/ν log-likelihood, without log 2π
+
+    def best_mean(self, mean: Float[Array, " d"], loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, " d"]:
+        """The mean that is best with the loadings, from the mean in force."""
+        of_latents = jnp.concatenate([loadings[hierarchy.rows(m)] @ self.latent_mean[m - 1] for m in hierarchy.modalities])
+        return mean + self.shift - of_latents
+
+
+def expected_scores(moments: PatternMoments, at: _Point) -> _Scores:
+    """The E step: z given the views that each row has, C_P = V_PΛ_PᵀΨ_P⁻¹."""
+    present = moments.present.astype(at.psi.dtype)
+    V, log_det = posterior_covariances(at.loadings, at.psi, moments.present, moments.dims)
+    rows, pattern = moments.about(at.mean)
+    projected = rows @ (at.loadings / at.psi[:, None])
+    z = jnp.einsum("nk,nkl->nl", projected, V[pattern])
+    second = jnp.einsum("pm,p,pkl->mkl", present, moments.degrees, V) + jnp.einsum("nm,nk,nl->mkl", present[pattern], z, z)
+    roots, n_patterns = jnp.sqrt(moments.counts), len(moments.counts)
+    n = moments.counts @ present
+    latent_mean = (present * roots[:, None]).T @ z[-n_patterns:] / n[:, None]
+    shift = roots @ rows[-n_patterns:] / moments.by_feature(n)
+    own_mean = moments.by_feature(latent_mean.T).T
+    image = rows.T @ z - (moments.by_feature(n) * shift)[:, None] * own_mean
+    squares = jnp.sum(rows**2, axis=0)
+    degrees = moments.degrees @ present
+    log_dets = moments.by_feature(degrees) @ jnp.log(at.psi) + moments.degrees @ log_det
+    deviance = (log_dets + jnp.sum(squares / at.psi) - jnp.sum(projected * z)) / (moments.n - 1)
+    outer = n[:, None, None] * latent_mean[:, :, None] * latent_mean[:, None, :]
+    centred = squares - moments.by_feature(n) * shift**2
+    return _Scores(second - outer, image, centred, latent_mean, shift, degrees, deviance)
+
+
+def _likelihood_sweep(
+    moments: PatternMoments, hierarchy: Hierarchy, noise: str, floor: Float[Array, " d"], at: _Point
+) -> tuple[_Point, Float[Array, ""]]:
+    """One step of expectation and maximisation, and 2/ν times the log-likelihood (without log 2π) before it.
+
+    Λ^(m)_a = B_m A_m⁻¹ and the mean jointly: the regression of a view's rows on E[z], with an intercept.
+    """
+    scores = expected_scores(moments, at)
+    loadings = apply_by_modality(scores.image, inverses_of_seen(scores.second, hierarchy), hierarchy)
+    left = pool(scores.squares - jnp.sum(loadings * scores.image, axis=1), hierarchy, noise)
+    psi = spread(left / pool(moments.by_feature(scores.degrees), hierarchy, noise), hierarchy, noise)
+    mean = scores.best_mean(at.mean, loadings, hierarchy)
+    return _Point(loadings, jnp.maximum(psi, floor), mean), -scores.deviance
+
+
+def _check_fit(moments: Any, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
+    """Raise `ValueError` as `check_iterative` does, and unless every view is seen by more rows than it sees factors, and the
+    views of every structure are linked by rows that have two of them: its factors could else be rotated in one view alone."""
+    if not isinstance(moments, PatternMoments):
+        kind = type(moments).__name__
+        raise ValueError(f"moments: is of type {kind}; expected PatternMoments, such as PatternMoments.from_data(views)")
+    check_iterative(SampleCovariance(data=moments.rows, n=moments.n), hierarchy, tolerance, max_steps)
+    if moments.dims != hierarchy.dims:
+        raise ValueError(f"hierarchy: has dims {hierarchy.dims}; expected {moments.dims}, as the moments have")
+    if isinstance(moments.counts, jax.core.Tracer):
+        return
+    counts, present = np.asarray(moments.counts), np.asarray(moments.present, float)
+    together = (present * counts[:, None]).T @ present
+    for m in hierarchy.modalities:
+        rows, factors = int(together[m - 1, m - 1]), len(hierarchy.active_columns(m))
+        if rows - 1 <= factors:
+            raise ValueError(f"moments: have {rows} rows with view {m}, which sees {factors} factors; expected {factors + 2}")
+    for s in hierarchy.structures:
+        inside = together[np.ix_(np.array(s) - 1, np.array(s) - 1)] > 0
+        linked = np.linalg.matrix_power(inside.astype(int), len(s)) > 0
+        if not linked.all():
+            i, j = np.argwhere(~linked)[0]
+            raise ValueError(
+                f"moments: no rows link views {s[i]} and {s[j]}, which share the structure {s}; expected some that have both, or "
+                "a chain of such rows through its other views"
+            )
+
+
+@compiled(check=_check_fit)
+def hcl_ml_by_pattern(
+    moments: PatternMoments,
+    hierarchy: Hierarchy,
+    *,
+    noise: str = "shared",
+    tolerance: float | None = None,
+    max_steps: int = 1500,
+) -> tuple[Estimate, Float[Array, " d"]]:
+    """(`hcl-ml`, mean) from rows that may lack views: maximises the likelihood of what is there over masked loadings, noise
+    variances and means.
+
+    Right where presence depends on nothing, or on what is present (missing at random). Steps of expectation and maximisation,
+    accelerated so that the likelihood never falls, until two running gain less than `tolerance` (1e-10 in float64, 1e-6 in
+    float32) of 2/(νd) log-likelihood. The objective is −2 log-likelihood/ν with ν_P = n_P(N − 1)/N for n_P; where all rows have
+    all views, everything is `hcl_ml` of their covariance. Raises `ValueError` for K ≥ ν, an unknown kind of noise, a view that
+    too few rows have, and a structure whose views no rows link.
+    """
+    check_noise(noise)
+    if len(moments.counts) == 1:
+        fit = hcl_ml(moments.covariance(), hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)
+        return fit, moments.centre
+    covariance, root = moments.covariance().in_unit_scale()
+    unit, size = moments.scaled(1 / root), hierarchy.mask.size
+    loadings, groups = starting_point(covariance, hierarchy, noise)
+    floor = noise_floor(covariance, hierarchy, noise)
+    start = _Point(loadings, jnp.maximum(spread(groups, hierarchy, noise), floor), jnp.zeros_like(floor))
+    sweep = partial(_likelihood_sweep, unit, hierarchy, noise, floor)
+
+    def flatten(at: _Point) -> Float[Array, " size"]:
+        return jnp.concatenate([at.loadings.ravel(), jnp.log(at.psi), at.mean])
+
+    def unflatten(vector: Float[Array, " size"], like: _Point) -> _Point:
+        psi, mean = jnp.split(vector[size:], 2)
+        return _Point(vector[:size].reshape(like.loadings.shape), jnp.maximum(jnp.exp(psi), floor), mean)
+
+    gain = stopping_tolerance(tolerance, floor.dtype, double=1e-10, single=1e-6)
+    features = jnp.asarray(hierarchy.n_features, floor.dtype)
+    end, _, steps, converged = ascend(sweep, flatten, unflatten, start, features, gain, max_steps)
+    here = moments.degrees @ moments.present.astype(floor.dtype) @ jnp.array(hierarchy.dims, floor.dtype) / (moments.n - 1)
+    objective = here * jnp.log(2 * jnp.pi * root**2) - sweep(end)[1]
+    reported = end.psi[0] if noise == "shared" else end.psi
+    fit = finished(end.loadings, reported, converged, steps, objective, on_bound=(end.psi <= floor).any(), noise=noise)
+    fit = dataclasses.replace(fit, loadings=root * fit.loadings, noise_variance=root**2 * fit.noise_variance, method="hcl-ml")
+    return fit, moments.centre + root * end.mean
