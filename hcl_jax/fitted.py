@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators import ESTIMATORS
+from hcl_jax.estimators import BY_PATTERN, ESTIMATORS
+from hcl_jax.estimators.missing import (
+    PatternMoments,
+    posterior_covariances,
+    posterior_scores,
+    predicted_variances,
+    regression_spread,
+)
 from hcl_jax.fisher import noise_by_feature
 from hcl_jax.scores import posterior_mean_scores
 from hcl_jax.structure import Hierarchy, Structure, as_hierarchy
@@ -66,6 +72,8 @@ class LinearFit(Fitted):
     intercept: Float[Array, ""] | None = None
     noise_variance: Float[Array, " d"] | None = None
     """Of the standardised features, where scores are posterior means: a row that lacks views then has them too."""
+    spread: Float[Array, "M p p"] | None = None
+    """What estimation adds to the variance of predicted views, `regression_spread`, of fits to rows that lack views."""
 
     def standardise(self, views: Any) -> Float[Array, "n d"]:
         """Z = (X − centre)/scale, with the training means and scales, in the precision of the fit."""
@@ -79,19 +87,44 @@ class LinearFit(Fitted):
             return Z @ self.score_map
         if self.noise_variance is None:
             raise ValueError("views: lack some rows of some view; expected whole ones, as this decomposition has no other scores")
-        return self._posterior_means(Z, present)
+        return posterior_scores(Z, present, self.loadings, self.noise_variance, self.dims)[0]
 
-    def _posterior_means(self, Z: Float[Array, "n d"], present: Bool[Array, "n M"]) -> Float[Array, "n R"]:
-        """E[z | the views that are present], a pattern of presence at a time."""
-        assert self.noise_variance is not None, "only fits with a noise model come here"
-        of_feature = np.repeat(np.arange(len(self.dims)), self.dims)
-        scores = jnp.zeros((Z.shape[0], self.loadings.shape[1]), Z.dtype)
-        for pattern in product((True, False), repeat=len(self.dims)):
-            seen = np.array(pattern)[of_feature]
-            score_map = posterior_mean_scores(jnp.where(seen[:, None], self.loadings, 0), self.noise_variance)
-            rows = (present == np.array(pattern)[None, :]).all(axis=1)
-            scores = jnp.where(rows[:, None], jnp.where(seen[None, :], Z, 0) @ score_map, scores)
-        return scores
+    def score_covariances(self, presence: Any) -> Float[Array, "n R R"]:
+        """Var(z | the views that are present) of every row of `presence` (n × M booleans); it is the same for all rows that have
+        the same views.
+
+        Raises `ValueError` for another `presence`, and where the method has no noise model.
+        """
+        given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
+        if given.dtype != bool or given.ndim != 2 or given.shape[1] != len(self.dims):
+            raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, rows × {len(self.dims)}")
+        return posterior_covariances(self.loadings, self._noise(), jnp.asarray(given), self.dims)[0]
+
+    def impute(self, views: Any, presence: Any = None) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+        """(all views side by side with those that a row lacks predicted, standard deviations of the predictions), in the units of
+        the data.
+
+        A view is predicted by μ_m + Λ^(m)E[z | the views that are present], with covariance Λ^(m)V_PΛ^(m)ᵀ + Ψ_m and, where the
+        fit knows it, what the estimation adds; what is present stays as it is, with deviation 0. Raises `ValueError` as
+        `transform` does, and where the method has no noise model.
+        """
+        X, present = read_rows(views, self.dims, presence)
+        psi = self._noise()
+        if present is None:
+            return X, jnp.zeros_like(X)
+        Z = (X.astype(psi.dtype) - self.centre[None, :]) / self.scale[None, :]
+        scores, posterior, pattern = posterior_scores(Z, present, self.loadings, psi, self.dims)
+        variances = predicted_variances(scores, posterior, pattern, self.loadings, psi, self.dims, self.spread)
+        scale = jnp.where(jnp.isfinite(self.scale), self.scale, 0)  # constant features are their mean
+        predicted = self.centre[None, :] + scale[None, :] * (scores @ self.loadings.T)
+        seen = present[:, np.repeat(np.arange(len(self.dims)), self.dims)]
+        return jnp.where(seen, X, predicted), jnp.where(seen, 0, scale[None, :] * jnp.sqrt(variances))
+
+    def _noise(self) -> Float[Array, " d"]:
+        """Raises `ValueError` where the method has no noise model."""
+        if self.noise_variance is None:
+            raise ValueError("fitted: this decomposition has no noise variances; expected a likelihood or spectral fit that has")
+        return self.noise_variance
 
     def predict(self, views: Any) -> Float[Array, " n"]:
         coefficients, intercept = self.own_prediction()
@@ -200,31 +233,49 @@ def variance_explained(fitted: Fitted, views: Any) -> dict[tuple[int, Structure]
     return table
 
 
-def fit_estimator(views: Any, hierarchy: Hierarchy, name: str = "hcl-ml", *, scaled: bool = True, **options: Any) -> LinearFit:
+def fit_estimator(
+    views: Any, hierarchy: Hierarchy, name: str = "hcl-ml", *, presence: Any = None, scaled: bool = True, **options: Any
+) -> LinearFit:
     """An entry of `ESTIMATORS` fitted to rows, whose scores are posterior means: views are centred, and features brought to a
     standard deviation of 1 where they are `scaled`. `options` are the estimator's, such as `noise="view"`.
 
-    Raises `ValueError` for an unknown name, and for what `check_views` refuses.
+    A view that a row lacks is NaN throughout, or False in `presence` (n × M); `BY_PATTERN` has the estimators that take such
+    rows, and fit to what is there (means too). Raises `ValueError` for an unknown name, one that takes no such rows, and for what
+    `check_views` refuses.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"name: unknown estimator {name!r}; expected one of {', '.join(ESTIMATORS)}")
-    X = check_views(views, as_hierarchy(hierarchy).dims, least=1).stacked()
-    centre, deviation = centre_and_scale(X)
-    scale = deviation if scaled else jnp.ones_like(deviation)
-    Z = (X - centre[None, :]) / scale[None, :]
-    estimate = ESTIMATORS[name](SampleCovariance.from_data(Z), hierarchy, **options)
-    psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
-    score_map = posterior_mean_scores(estimate.loadings, estimate.noise_variance)
+    X, present = read_rows(views, as_hierarchy(hierarchy).dims, presence)
+    if present is None:
+        centre, deviation = centre_and_scale(X)
+        scale = deviation if scaled else jnp.ones_like(deviation)
+        Z, spread = (X - centre[None, :]) / scale[None, :], None
+        estimate = ESTIMATORS[name](SampleCovariance.from_data(Z), hierarchy, **options)
+        psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
+        factors = Z @ posterior_mean_scores(estimate.loadings, estimate.noise_variance)
+    elif name not in BY_PATTERN:
+        raise ValueError(f"name: is {name!r}, and views lack some rows; expected one of {', '.join(BY_PATTERN)}, or whole views")
+    else:
+        moments = PatternMoments.from_data(views, presence)
+        variances = moments.covariance().variances()
+        scale = jnp.where(variances > 0, jnp.sqrt(variances), jnp.inf) if scaled else jnp.ones_like(variances)
+        moments = moments.divided_by(scale)
+        estimate, mean = BY_PATTERN[name](moments, hierarchy, **options)
+        spread = regression_spread(moments, hierarchy, estimate, mean)
+        psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
+        centre = jnp.where(jnp.isfinite(scale), scale * mean, moments.centre)
+        factors, _, _ = posterior_scores((X - centre[None, :]) / scale[None, :], present, estimate.loadings, psi, hierarchy.dims)
     return LinearFit(
         centre=centre,
         scale=scale,
         loadings=estimate.loadings,
-        factors=Z @ score_map,
-        score_map=score_map,
+        factors=factors,
+        score_map=posterior_mean_scores(estimate.loadings, estimate.noise_variance),
         membership=jnp.asarray(hierarchy.modality_mask),
         objective=estimate.objective,
         status=estimate.status,
         steps=estimate.steps,
         dims=hierarchy.dims,
         noise_variance=psi,
+        spread=spread,
     )

@@ -17,10 +17,12 @@ from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate, check_iterative, finished, stopping_tolerance
 from hcl_jax.estimators.fixed_point import ascend
 from hcl_jax.estimators.likelihood import hcl_ml, noise_floor, starting_point
-from hcl_jax.fisher import apply_by_modality, check_noise, inverses_of_seen, pool, spread
+from hcl_jax.fisher import apply_by_modality, check_noise, inverses_of_seen, noise_by_feature, pool, spread
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import Numbers, as_views, deviations, presence_of
+
+ROWS = 4096  # at a time, where each is multiplied by a matrix of its own
 
 
 def patterns_of(present: Numbers) -> tuple[np.ndarray, Any]:
@@ -99,9 +101,9 @@ class PatternMoments(eqx.Module):
         """ν_P = n_P(N − 1)/N: ν = N − 1 degrees of freedom in all, so that one pattern has S with divisor ν."""
         return self.counts * (self.n - 1) / self.n
 
-    def scaled(self, factor: Float[Array, ""]) -> "PatternMoments":
-        """The moments of data `factor` times as large."""
-        held = (factor * self.rows, factor * self.means, factor * self.centre)
+    def divided_by(self, scale: Float[Array, " d"]) -> "PatternMoments":
+        """The moments of the features in units of their own."""
+        held = (self.rows / scale[None, :], self.means / scale[None, :], self.centre / scale)
         return eqx.tree_at(lambda m: (m.rows, m.means, m.centre), self, held)
 
     def by_feature(self, table: Array) -> Array:
@@ -156,13 +158,31 @@ def posterior_covariances(
     edges = np.cumsum((0, *dims))
     weighted = loadings / psi[:, None]
     grams = jnp.stack([loadings[a:b].T @ weighted[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
-    return posterior_of(grams, present)
-
-
-def posterior_of(grams: Float[Array, "M K K"], present: Bool[Array, "P M"]) -> tuple[Float[Array, "P K K"], Float[Array, " P"]]:
-    """(I + the sum of the grams of a pattern's views)⁻¹, and −log det of it."""
     precisions = jnp.einsum("pm,mkl->pkl", present.astype(grams.dtype), grams)
     return jax.lax.map(spd_inverse, precisions + jnp.eye(grams.shape[1], dtype=grams.dtype)[None])
+
+
+def by_own_matrix(rows: Float[Array, "n K"], matrices: Float[Array, "P K K"], pattern: Int[Array, " n"]) -> Float[Array, "n K"]:
+    """Every row times the matrix of its pattern, some thousand rows at a time."""
+    return jax.lax.map(lambda row: row[0] @ matrices[row[1]], (rows, pattern), batch_size=ROWS)
+
+
+def posterior_scores(
+    X: Float[Array, "n d"],
+    present: Bool[Array, "n M"],
+    loadings: Float[Array, "d K"],
+    psi: Float[Array, " d"],
+    dims: Sequence[int],
+) -> tuple[Float[Array, "n K"], Float[Array, "P K K"], Int[Array, " n"]]:
+    """(E[z | the views that a row has], Var(z | …) by pattern of presence, the pattern of each row), for rows less their mean.
+
+    V_PΛ_PᵀΨ_P⁻¹x_P and V_P (theory: Section 7). What stands in absent views does not count; a row without any has 0 and I.
+    """
+    table, pattern = patterns_of(present)
+    V, _ = posterior_covariances(loadings, psi, jnp.asarray(table), dims)
+    seen = present[:, np.repeat(np.arange(len(dims)), dims)]
+    pattern = jnp.asarray(pattern)
+    return by_own_matrix(jnp.where(seen, X, 0) @ (loadings / psi[:, None]), V, pattern), V, pattern
 
 
 class _Scores(NamedTuple):
@@ -188,7 +208,7 @@ def expected_scores(moments: PatternMoments, at: _Point) -> _Scores:
     V, log_det = posterior_covariances(at.loadings, at.psi, moments.present, moments.dims)
     rows, pattern = moments.about(at.mean)
     projected = rows @ (at.loadings / at.psi[:, None])
-    z = jnp.einsum("nk,nkl->nl", projected, V[pattern])
+    z = by_own_matrix(projected, V, pattern)
     second = jnp.einsum("pm,p,pkl->mkl", present, moments.degrees, V) + jnp.einsum("nm,nk,nl->mkl", present[pattern], z, z)
     roots, n_patterns = jnp.sqrt(moments.counts), len(moments.counts)
     n = moments.counts @ present
@@ -271,7 +291,7 @@ def hcl_ml_by_pattern(
         fit = hcl_ml(moments.covariance(), hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)
         return fit, moments.centre
     covariance, root = moments.covariance().in_unit_scale()
-    unit, size = moments.scaled(1 / root), hierarchy.mask.size
+    unit, size = moments.divided_by(jnp.broadcast_to(root, moments.centre.shape)), hierarchy.mask.size
     loadings, groups = starting_point(covariance, hierarchy, noise)
     floor = noise_floor(covariance, hierarchy, noise)
     start = _Point(loadings, jnp.maximum(spread(groups, hierarchy, noise), floor), jnp.zeros_like(floor))
@@ -293,3 +313,48 @@ def hcl_ml_by_pattern(
     fit = finished(end.loadings, reported, converged, steps, objective, on_bound=(end.psi <= floor).any(), noise=noise)
     fit = dataclasses.replace(fit, loadings=root * fit.loadings, noise_variance=root**2 * fit.noise_variance, method="hcl-ml")
     return fit, moments.centre + root * end.mean
+
+
+@compiled
+def regression_spread(
+    moments: PatternMoments, hierarchy: Hierarchy, fit: Estimate, mean: Float[Array, " d"]
+) -> Float[Array, "M p p"]:
+    """S_m, what estimating a view's loadings, mean and noise adds to the variance of its prediction: with scores z of which V is
+    the posterior covariance, feature j of it has λ_jᵀVλ_j + ψ_j(1 + (1, z)ᵀS_m(1, z) + tr S_m,zz V).
+
+    By the regression of the N_m rows of a view on the scores E[z], with an intercept: its coefficients have covariance
+    ψ_j (Σ(1, z)(1, z)ᵀ)⁻¹ with ψ_jN_m/(N_m − K_m − 1) for ψ_j, K_m the factors that the view sees. The scores are taken as known,
+    as in C_m of the variational posterior (theory: Section 3).
+    """
+    psi = noise_by_feature(fit.noise_variance, hierarchy.n_features)
+    scores = expected_scores(moments, _Point(fit.loadings, psi, mean - moments.centre))
+    inverses, centre = inverses_of_seen(scores.second, hierarchy), scores.latent_mean
+    cross = -jnp.einsum("mkl,ml->mk", inverses, centre)
+    n = moments.counts @ moments.present.astype(psi.dtype)
+    factors = jnp.asarray(hierarchy.modality_mask.sum(axis=1), psi.dtype)
+    lost = n / jnp.maximum(n - factors - 1, 1)
+    first = 1 / n - jnp.sum(cross * centre, axis=1) + (lost - 1) / lost
+    top = jnp.concatenate([first[:, None, None], cross[:, None, :]], axis=2)
+    return lost[:, None, None] * jnp.concatenate([top, jnp.concatenate([cross[:, :, None], inverses], axis=2)], axis=1)
+
+
+def predicted_variances(
+    scores: Float[Array, "n K"],
+    posterior: Float[Array, "P K K"],
+    pattern: Int[Array, " n"],
+    loadings: Float[Array, "d K"],
+    psi: Float[Array, " d"],
+    dims: Sequence[int],
+    spread: Float[Array, "M p p"] | None = None,
+) -> Float[Array, "n d"]:
+    """Variances of the features of rows whose scores have a posterior, as if each were absent: those of Λ^(m)V_PΛ^(m)ᵀ + Ψ_m, and
+    what `regression_spread` adds where it is given."""
+    of_latents = jnp.stack([jnp.sum((loadings @ V) * loadings, axis=1) for V in posterior])
+    variances = (of_latents + psi[None, :])[pattern]
+    if spread is None:
+        return variances
+    with_one = jnp.concatenate([jnp.ones_like(scores[:, :1]), scores], axis=1)
+    of_row = (
+        jnp.einsum("nk,mkl,nl->nm", with_one, spread, with_one) + jnp.einsum("mkl,pkl->pm", spread[:, 1:, 1:], posterior)[pattern]
+    )
+    return variances + psi[None, :] * of_row[:, np.repeat(np.arange(len(dims)), dims)]
