@@ -23,6 +23,7 @@ from hcl_jax.structure import Hierarchy
 from hcl_jax.views import Numbers, as_views, deviations, presence_of
 
 ROWS = 4096  # at a time, where each is multiplied by a matrix of its own
+BLOCK = 128  # rows are filled up to a multiple of it: other draws of a presence then find the program that is there
 
 
 def patterns_of(present: Numbers) -> tuple[np.ndarray, Any]:
@@ -39,8 +40,8 @@ class PatternMoments(eqx.Module):
     """Counts, means and second moments of rows by pattern of presence, which is the set of views that a row has.
 
     The second moments of pattern P are those of `rows`, of which some belong to it: n_P deviations from its mean where it has no
-    more rows than features, else as many rows as features with the same inner products. All are 0 where a view is absent. Rows
-    without any view count for nothing.
+    more rows than features, else as many rows as features with the same inner products; further rows are 0. All are 0 where a
+    view is absent. Rows without any view count for nothing.
 
     >>> x = np.array([[1.0, 2.0], [3.0, 0.0], [5.0, 1.0]])
     >>> moments = PatternMoments.from_data([x, x[:, :1]], np.array([[True, True], [True, False], [True, True]]))
@@ -130,7 +131,8 @@ class PatternMoments(eqx.Module):
 
 
 def _fewest_rows(rows: np.ndarray, pattern: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the same second moments by pattern, in the order of the patterns: no more of each than it has features."""
+    """Rows of the same second moments by pattern: no more of each than it has features, and zeros to a multiple of `BLOCK` where
+    there are several."""
     kept, numbers = [], []
     for p, columns in enumerate(seen):
         own = rows[pattern == p]
@@ -140,6 +142,10 @@ def _fewest_rows(rows: np.ndarray, pattern: np.ndarray, seen: np.ndarray) -> tup
             own[:, columns] = triangle
         kept.append(own)
         numbers.append(np.full(len(own), p))
+    if len(seen) > 1:
+        filling = -sum(map(len, kept)) % BLOCK
+        kept.append(np.zeros((filling, rows.shape[1]), rows.dtype))
+        numbers.append(np.zeros(filling, int))
     return np.concatenate(kept), np.concatenate(numbers)
 
 
