@@ -18,6 +18,7 @@ from hcl_jax.estimators.missing import (
     posterior_scores,
     predicted_variances,
     regression_spread,
+    view_grams,
 )
 from hcl_jax.fisher import noise_by_feature
 from hcl_jax.scores import posterior_mean_scores
@@ -98,7 +99,7 @@ class LinearFit(Fitted):
         given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
         if given.dtype != bool or given.ndim != 2 or given.shape[1] != len(self.dims):
             raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, rows × {len(self.dims)}")
-        return posterior_covariances(self.loadings, self._noise(), jnp.asarray(given), self.dims)[0]
+        return posterior_covariances(view_grams(self.loadings, self._noise(), self.dims), jnp.asarray(given))[0]
 
     def impute(self, views: Any, presence: Any = None) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
         """(all views side by side with those that a row lacks predicted, standard deviations of the predictions), in the units of

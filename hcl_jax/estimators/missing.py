@@ -111,6 +111,10 @@ class PatternMoments(eqx.Module):
         """The columns of an … × M table, repeated over the features of their views."""
         return jnp.repeat(table, np.array(self.dims), axis=-1, total_repeat_length=sum(self.dims))
 
+    def weights(self) -> Float[Array, " d"]:
+        """The share of the degrees of freedom that each feature has: 1 where no row lacks its view."""
+        return self.by_feature(self.degrees @ self.present.astype(self.means.dtype)) / (self.n - 1)
+
     def about(self, mean: Float[Array, " d"]) -> tuple[Float[Array, "all d"], Int[Array, " all"]]:
         """Rows with the second moments of every pattern about a mean (less the centre), √n_P(x̄_P − μ)_P the last of them, and
         their patterns."""
@@ -157,13 +161,16 @@ class _Point(NamedTuple):
     mean: Float[Array, " d"]
 
 
+def view_grams(loadings: Float[Array, "d K"], psi: Float[Array, " d"], dims: Sequence[int]) -> Float[Array, "M K K"]:
+    """Λ^(m)ᵀΨ_m⁻¹Λ^(m) of every view: what it says of the scores."""
+    edges, weighted = np.cumsum((0, *dims)), loadings / psi[:, None]
+    return jnp.stack([loadings[a:b].T @ weighted[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+
+
 def posterior_covariances(
-    loadings: Float[Array, "d K"], psi: Float[Array, " d"], present: Bool[Array, "P M"], dims: Sequence[int]
+    grams: Float[Array, "M K K"], present: Bool[Array, "P M"]
 ) -> tuple[Float[Array, "P K K"], Float[Array, " P"]]:
-    """V_P = (I + Λ_PᵀΨ_P⁻¹Λ_P)⁻¹ = Var(z | the views of P), and −log det V_P, of every pattern."""
-    edges = np.cumsum((0, *dims))
-    weighted = loadings / psi[:, None]
-    grams = jnp.stack([loadings[a:b].T @ weighted[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    """V_P = (I + Λ_PᵀΨ_P⁻¹Λ_P)⁻¹ = Var(z | the views of P), and −log det V_P, of every pattern, from `view_grams`."""
     precisions = jnp.einsum("pm,mkl->pkl", present.astype(grams.dtype), grams)
     return jax.lax.map(spd_inverse, precisions + jnp.eye(grams.shape[1], dtype=grams.dtype)[None])
 
@@ -185,50 +192,72 @@ def posterior_scores(
     V_PΛ_PᵀΨ_P⁻¹x_P and V_P (theory: Section 7). What stands in absent views does not count; a row without any has 0 and I.
     """
     table, pattern = patterns_of(present)
-    V, _ = posterior_covariances(loadings, psi, jnp.asarray(table), dims)
+    V, _ = posterior_covariances(view_grams(loadings, psi, dims), jnp.asarray(table))
     seen = present[:, np.repeat(np.arange(len(dims)), dims)]
     pattern = jnp.asarray(pattern)
     return by_own_matrix(jnp.where(seen, X, 0) @ (loadings / psi[:, None]), V, pattern), V, pattern
 
 
-class _Scores(NamedTuple):
-    """Sums over the rows that have a view, in which the mean that is best for given loadings is taken off."""
+class ExpectedScores(NamedTuple):
+    """What the E step finds: sums over the rows that have a view, of x less the mean in force and of the scores z."""
 
     second: Float[Array, "M K K"]  # A_m = Σ E[zzᵀ]
     image: Float[Array, "d K"]  # B = Σ x E[z]ᵀ
     squares: Float[Array, " d"]  # Σ x²
     latent_mean: Float[Array, "M K"]  # of E[z]
-    shift: Float[Array, " d"]  # of x less the mean in force
-    degrees: Float[Array, " M"]  # Σ ν_P
-    deviance: Float[Array, ""]  # −2/ν log-likelihood, without log 2π
+    shift: Float[Array, " d"]  # the mean of x
+    rows: Float[Array, " d"]  # how many
+    log_det: Float[Array, ""]  # −Σ ν_P log det V_P/ν
+    explained: Float[Array, ""]  # Σ (ΛᵀΨ⁻¹x)ᵀE[z]/ν
+    excess: Float[Array, ""]  # Σ tr(E[zzᵀ] − I)/ν
 
-    def best_mean(self, mean: Float[Array, " d"], loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, " d"]:
-        """The mean that is best with the loadings, from the mean in force."""
-        of_latents = jnp.concatenate([loadings[hierarchy.rows(m)] @ self.latent_mean[m - 1] for m in hierarchy.modalities])
-        return mean + self.shift - of_latents
+    def centred(self, hierarchy: Hierarchy) -> "ExpectedScores":
+        """The sums about the means of the rows."""
+        first, rows = self.latent_mean, self.rows[_first_rows(hierarchy)]
+        second = self.second - rows[:, None, None] * first[:, :, None] * first[:, None, :]
+        image = self.image - (self.rows * self.shift)[:, None] * first[hierarchy.modality_of_feature]
+        return self._replace(second=second, image=image, squares=self.squares - self.rows * self.shift**2)
+
+    def best_shift(self, loadings: Float[Array, "d K"], hierarchy: Hierarchy) -> Float[Array, " d"]:
+        """How far the mean that is best with the loadings is from the one in force."""
+        return self.shift - jnp.sum(loadings * self.latent_mean[hierarchy.modality_of_feature], axis=1)
 
 
-def expected_scores(moments: PatternMoments, at: _Point) -> _Scores:
-    """The E step: z given the views that each row has, C_P = V_PΛ_PᵀΨ_P⁻¹."""
-    present = moments.present.astype(at.psi.dtype)
-    V, log_det = posterior_covariances(at.loadings, at.psi, moments.present, moments.dims)
-    rows, pattern = moments.about(at.mean)
-    projected = rows @ (at.loadings / at.psi[:, None])
+def _first_rows(hierarchy: Hierarchy) -> np.ndarray:
+    """The first feature of every view."""
+    return np.cumsum((0, *hierarchy.dims))[:-1]
+
+
+def expected_scores(
+    moments: PatternMoments,
+    loadings: Float[Array, "d K"],
+    psi: Float[Array, " d"],
+    mean: Float[Array, " d"],
+    grams: Float[Array, "M K K"],
+) -> ExpectedScores:
+    """The E step: z given the views that each row has, E[z] = V_PΛ_PᵀΨ_P⁻¹x_P, about a mean (less the centre)."""
+    present, nu = moments.present.astype(psi.dtype), moments.n - 1
+    V, log_det = posterior_covariances(grams, moments.present)
+    rows, pattern = moments.about(mean)
+    projected = rows @ (loadings / psi[:, None])
     z = by_own_matrix(projected, V, pattern)
     second = jnp.einsum("pm,p,pkl->mkl", present, moments.degrees, V) + jnp.einsum("nm,nk,nl->mkl", present[pattern], z, z)
     roots, n_patterns = jnp.sqrt(moments.counts), len(moments.counts)
     n = moments.counts @ present
     latent_mean = (present * roots[:, None]).T @ z[-n_patterns:] / n[:, None]
     shift = roots @ rows[-n_patterns:] / moments.by_feature(n)
-    own_mean = moments.by_feature(latent_mean.T).T
-    image = rows.T @ z - (moments.by_feature(n) * shift)[:, None] * own_mean
-    squares = jnp.sum(rows**2, axis=0)
-    degrees = moments.degrees @ present
-    log_dets = moments.by_feature(degrees) @ jnp.log(at.psi) + moments.degrees @ log_det
-    deviance = (log_dets + jnp.sum(squares / at.psi) - jnp.sum(projected * z)) / (moments.n - 1)
-    outer = n[:, None, None] * latent_mean[:, :, None] * latent_mean[:, None, :]
-    centred = squares - moments.by_feature(n) * shift**2
-    return _Scores(second - outer, image, centred, latent_mean, shift, degrees, deviance)
+    freedom = jnp.trace(V, axis1=1, axis2=2) - loadings.shape[1]
+    return ExpectedScores(
+        second=second,
+        image=rows.T @ z,
+        squares=jnp.sum(rows**2, axis=0),
+        latent_mean=latent_mean,
+        shift=shift,
+        rows=moments.by_feature(n),
+        log_det=moments.degrees @ log_det / nu,
+        explained=jnp.sum(projected * z) / nu,
+        excess=(moments.degrees @ freedom + jnp.sum(z**2)) / nu,
+    )
 
 
 def _likelihood_sweep(
@@ -238,15 +267,18 @@ def _likelihood_sweep(
 
     Λ^(m)_a = B_m A_m⁻¹ and the mean jointly: the regression of a view's rows on E[z], with an intercept.
     """
-    scores = expected_scores(moments, at)
-    loadings = apply_by_modality(scores.image, inverses_of_seen(scores.second, hierarchy), hierarchy)
-    left = pool(scores.squares - jnp.sum(loadings * scores.image, axis=1), hierarchy, noise)
-    psi = spread(left / pool(moments.by_feature(scores.degrees), hierarchy, noise), hierarchy, noise)
-    mean = scores.best_mean(at.mean, loadings, hierarchy)
-    return _Point(loadings, jnp.maximum(psi, floor), mean), -scores.deviance
+    F, psi, mean = at
+    found = expected_scores(moments, F, psi, mean, view_grams(F, psi, hierarchy.dims))
+    weights = moments.weights()
+    deviance = weights @ jnp.log(psi) + jnp.sum(found.squares / psi) / (moments.n - 1) + found.log_det - found.explained
+    centred = found.centred(hierarchy)
+    loadings = apply_by_modality(centred.image, inverses_of_seen(centred.second, hierarchy), hierarchy)
+    left = pool(centred.squares - jnp.sum(loadings * centred.image, axis=1), hierarchy, noise) / (moments.n - 1)
+    new_psi = jnp.maximum(spread(left / pool(weights, hierarchy, noise), hierarchy, noise), floor)
+    return _Point(loadings, new_psi, mean + found.best_shift(loadings, hierarchy)), -deviance
 
 
-def _check_fit(moments: Any, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
+def check_by_pattern(moments: Any, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
     """Raise `ValueError` as `check_iterative` does, and unless every view is seen by more rows than it sees factors, and the
     views of every structure are linked by rows that have two of them: its factors could else be rotated in one view alone."""
     if not isinstance(moments, PatternMoments):
@@ -274,7 +306,7 @@ def _check_fit(moments: Any, hierarchy: Hierarchy, tolerance: float | None, max_
             )
 
 
-@compiled(check=_check_fit)
+@compiled(check=check_by_pattern)
 def hcl_ml_by_pattern(
     moments: PatternMoments,
     hierarchy: Hierarchy,
@@ -313,8 +345,7 @@ def hcl_ml_by_pattern(
     gain = stopping_tolerance(tolerance, floor.dtype, double=1e-10, single=1e-6)
     features = jnp.asarray(hierarchy.n_features, floor.dtype)
     end, _, steps, converged = ascend(sweep, flatten, unflatten, start, features, gain, max_steps)
-    here = moments.degrees @ moments.present.astype(floor.dtype) @ jnp.array(hierarchy.dims, floor.dtype) / (moments.n - 1)
-    objective = here * jnp.log(2 * jnp.pi * root**2) - sweep(end)[1]
+    objective = moments.weights().sum() * jnp.log(2 * jnp.pi * root**2) - sweep(end)[1]
     reported = end.psi[0] if noise == "shared" else end.psi
     fit = finished(end.loadings, reported, converged, steps, objective, on_bound=(end.psi <= floor).any(), noise=noise)
     fit = dataclasses.replace(fit, loadings=root * fit.loadings, noise_variance=root**2 * fit.noise_variance, method="hcl-ml")
@@ -333,10 +364,11 @@ def regression_spread(
     as in C_m of the variational posterior (theory: Section 3).
     """
     psi = noise_by_feature(fit.noise_variance, hierarchy.n_features)
-    scores = expected_scores(moments, _Point(fit.loadings, psi, mean - moments.centre))
-    inverses, centre = inverses_of_seen(scores.second, hierarchy), scores.latent_mean
+    grams = view_grams(fit.loadings, psi, hierarchy.dims)
+    found = expected_scores(moments, fit.loadings, psi, mean - moments.centre, grams)
+    inverses, centre = inverses_of_seen(found.centred(hierarchy).second, hierarchy), found.latent_mean
     cross = -jnp.einsum("mkl,ml->mk", inverses, centre)
-    n = moments.counts @ moments.present.astype(psi.dtype)
+    n = found.rows[_first_rows(hierarchy)]
     factors = jnp.asarray(hierarchy.modality_mask.sum(axis=1), psi.dtype)
     lost = n / jnp.maximum(n - factors - 1, 1)
     first = 1 / n - jnp.sum(cross * centre, axis=1) + (lost - 1) / lost
