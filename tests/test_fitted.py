@@ -133,7 +133,7 @@ def test_rows_that_lack_views_are_fitted_in_the_units_of_each_feature():
     moved = fit_estimator(other, H, "hcl-ml", presence=LACKING, noise="view")
     np.testing.assert_allclose(moved.transform(other, LACKING), PARTLY.factors, atol=1e-5)
     np.testing.assert_allclose(PARTLY.transform(VIEWS, LACKING), PARTLY.factors, atol=1e-12)
-    with pytest.raises(ValueError, match=r"name: is 'hcl-gd', and views lack some rows; expected one of hcl-ml"):
+    with pytest.raises(ValueError, match=r"name: is 'hcl-gd', and views lack some rows; expected one of hcl-vb, hcl-ml"):
         fit_estimator(VIEWS, H, "hcl-gd", presence=LACKING)
 
 
@@ -141,3 +141,14 @@ def test_a_decomposition_without_a_noise_model_predicts_no_view():
     fitted = BASELINES["ajive"](VIEWS, H)
     with pytest.raises(ValueError, match=r"fitted: .*no noise variances; expected"):
         fitted.impute(VIEWS, LACKING)
+
+
+@pytest.mark.parametrize("missing", ["views", "impute-cells"])
+def test_a_constant_feature_of_a_view_that_rows_lack_is_its_value(missing):
+    views = [VIEWS[0], VIEWS[1].at[:, 2].set(7.1), VIEWS[2]]
+    fit = fit_estimator(views, H, "hcl-ml", presence=LACKING, noise="view", missing=missing)
+    values, deviations = fit.impute(views, LACKING, missing=missing)
+    assert fit.status == 0
+    np.testing.assert_allclose(values[:, 8], 7.1, rtol=1e-15)
+    assert not deviations[:, 8].any()
+    assert jnp.isfinite(fit.factors).all()

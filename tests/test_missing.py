@@ -162,9 +162,12 @@ def broken(change):
         (lambda X, present: present.__setitem__((slice(None), 1), False), "views: view 2 is absent from all 40 rows; expected"),
         (
             lambda X, present: present.__setitem__((slice(None), 1), np.arange(40) < 5),
-            "moments: have 5 rows with view 2, which sees 4 factors",
+            "views: 5 rows have view 2, which sees 4 factors; expected at least 6",
         ),
-        (lambda X, present: present.__setitem__(slice(None), np.eye(2, dtype=bool)[np.arange(40) % 2]), "moments: no rows link"),
+        (
+            lambda X, present: present.__setitem__(slice(None), np.eye(2, dtype=bool)[np.arange(40) % 2]),
+            "views: no rows link views 1 and 2",
+        ),
         (lambda X, present: X.__setitem__((3, slice(7)), np.nan), "views: view 1 holds NaN or infinite values in 7 of 360 cells"),
     ],
 )

@@ -1,7 +1,7 @@
 """Rows that lack whole views: moments by pattern of presence, and what is fitted to them (theory: Section 7)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -153,7 +153,7 @@ def _fewest_rows(rows: np.ndarray, pattern: np.ndarray, seen: np.ndarray) -> tup
     return np.concatenate(kept), np.concatenate(numbers)
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """Loadings, a noise variance for every feature, and means (less the centre)."""
 
     loadings: Float[Array, "d K"]
@@ -261,8 +261,8 @@ def expected_scores(
 
 
 def _likelihood_sweep(
-    moments: PatternMoments, hierarchy: Hierarchy, noise: str, floor: Float[Array, " d"], at: _Point
-) -> tuple[_Point, Float[Array, ""]]:
+    moments: PatternMoments, hierarchy: Hierarchy, noise: str, floor: Float[Array, " d"], at: Point
+) -> tuple[Point, Float[Array, ""]]:
     """One step of expectation and maximisation, and 2/ν times the log-likelihood (without log 2π) before it.
 
     Λ^(m)_a = B_m A_m⁻¹ and the mean jointly: the regression of a view's rows on E[z], with an intercept.
@@ -275,7 +275,7 @@ def _likelihood_sweep(
     loadings = apply_by_modality(centred.image, inverses_of_seen(centred.second, hierarchy), hierarchy)
     left = pool(centred.squares - jnp.sum(loadings * centred.image, axis=1), hierarchy, noise) / (moments.n - 1)
     new_psi = jnp.maximum(spread(left / pool(weights, hierarchy, noise), hierarchy, noise), floor)
-    return _Point(loadings, new_psi, mean + found.best_shift(loadings, hierarchy)), -deviance
+    return Point(loadings, new_psi, mean + found.best_shift(loadings, hierarchy)), -deviance
 
 
 def check_by_pattern(moments: Any, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
@@ -289,20 +289,25 @@ def check_by_pattern(moments: Any, hierarchy: Hierarchy, tolerance: float | None
         raise ValueError(f"hierarchy: has dims {hierarchy.dims}; expected {moments.dims}, as the moments have")
     if isinstance(moments.counts, jax.core.Tracer):
         return
-    counts, present = np.asarray(moments.counts), np.asarray(moments.present, float)
-    together = (present * counts[:, None]).T @ present
+    present = np.asarray(moments.present, float)
+    check_links(present.T @ (present * np.asarray(moments.counts)[:, None]), hierarchy)
+
+
+def check_links(together: np.ndarray, hierarchy: Hierarchy) -> None:
+    """Raise `ValueError` unless enough rows have each view and link those of each structure; `together` (M × M) counts the rows
+    that have both of two views."""
     for m in hierarchy.modalities:
         rows, factors = int(together[m - 1, m - 1]), len(hierarchy.active_columns(m))
-        if rows - 1 <= factors:
-            raise ValueError(f"moments: have {rows} rows with view {m}, which sees {factors} factors; expected {factors + 2}")
+        if rows < factors + 2:
+            raise ValueError(f"views: {rows} rows have view {m}, which sees {factors} factors; expected at least {factors + 2}")
     for s in hierarchy.structures:
         inside = together[np.ix_(np.array(s) - 1, np.array(s) - 1)] > 0
         linked = np.linalg.matrix_power(inside.astype(int), len(s)) > 0
         if not linked.all():
             i, j = np.argwhere(~linked)[0]
             raise ValueError(
-                f"moments: no rows link views {s[i]} and {s[j]}, which share the structure {s}; expected some that have both, or "
-                "a chain of such rows through its other views"
+                f"views: no rows link views {s[i]} and {s[j]}, which share the structure {s}; expected some that have both, or a "
+                "chain of such rows through its other views"
             )
 
 
@@ -329,27 +334,43 @@ def hcl_ml_by_pattern(
         fit = hcl_ml(moments.covariance(), hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)
         return fit, moments.centre
     covariance, root = moments.covariance().in_unit_scale()
-    unit, size = moments.divided_by(jnp.broadcast_to(root, moments.centre.shape)), hierarchy.mask.size
-    loadings, groups = starting_point(covariance, hierarchy, noise)
-    floor = noise_floor(covariance, hierarchy, noise)
-    start = _Point(loadings, jnp.maximum(spread(groups, hierarchy, noise), floor), jnp.zeros_like(floor))
-    sweep = partial(_likelihood_sweep, unit, hierarchy, noise, floor)
+    unit = moments.divided_by(jnp.broadcast_to(root, moments.centre.shape))
+    sweep = partial(_likelihood_sweep, unit, hierarchy, noise, noise_floor(covariance, hierarchy, noise))
+    fit, mean = maximise_by_sweeps(sweep, covariance, root, moments.weights(), hierarchy, noise, tolerance, max_steps)
+    return fit, moments.centre + mean
 
-    def flatten(at: _Point) -> Float[Array, " size"]:
+
+def maximise_by_sweeps(
+    sweep: Callable[[Point], tuple[Point, Float[Array, ""]]],
+    covariance: SampleCovariance,
+    root: Float[Array, ""],
+    weights: Float[Array, " d"],
+    hierarchy: Hierarchy,
+    noise: str,
+    tolerance: float | None,
+    max_steps: int,
+) -> tuple[Estimate, Float[Array, " d"]]:
+    """(`hcl-ml`, mean) by sweeps point ↦ (image, 2/ν log-likelihood) in data that are 1/`root` as large, accelerated, from what
+    their covariance with missing entries at the mean suggests; the estimate is scaled back."""
+    loadings, groups = starting_point(covariance, hierarchy, noise)
+    floor, size = noise_floor(covariance, hierarchy, noise), hierarchy.mask.size
+    start = Point(loadings, jnp.maximum(spread(groups, hierarchy, noise), floor), jnp.zeros_like(floor))
+
+    def flatten(at: Point) -> Float[Array, " size"]:
         return jnp.concatenate([at.loadings.ravel(), jnp.log(at.psi), at.mean])
 
-    def unflatten(vector: Float[Array, " size"], like: _Point) -> _Point:
+    def unflatten(vector: Float[Array, " size"], like: Point) -> Point:
         psi, mean = jnp.split(vector[size:], 2)
-        return _Point(vector[:size].reshape(like.loadings.shape), jnp.maximum(jnp.exp(psi), floor), mean)
+        return Point(vector[:size].reshape(like.loadings.shape), jnp.maximum(jnp.exp(psi), floor), mean)
 
     gain = stopping_tolerance(tolerance, floor.dtype, double=1e-10, single=1e-6)
     features = jnp.asarray(hierarchy.n_features, floor.dtype)
     end, _, steps, converged = ascend(sweep, flatten, unflatten, start, features, gain, max_steps)
-    objective = moments.weights().sum() * jnp.log(2 * jnp.pi * root**2) - sweep(end)[1]
+    objective = weights.sum() * jnp.log(2 * jnp.pi * root**2) - sweep(end)[1]
     reported = end.psi[0] if noise == "shared" else end.psi
     fit = finished(end.loadings, reported, converged, steps, objective, on_bound=(end.psi <= floor).any(), noise=noise)
     fit = dataclasses.replace(fit, loadings=root * fit.loadings, noise_variance=root**2 * fit.noise_variance, method="hcl-ml")
-    return fit, moments.centre + root * end.mean
+    return fit, root * end.mean
 
 
 @compiled
