@@ -193,13 +193,18 @@ class FisherOperator(eqx.Module):
 def modality_inverses(core: Float[Array, "K K"], hierarchy: Hierarchy, damping: float | Array) -> Float[Array, "M K K"]:
     """Per modality, the inverse of the core on the modality's active columns (damped in units of its mean diagonal), zero
     elsewhere."""
-    seen = jnp.asarray(hierarchy.modality_mask, core.dtype)
     scale = jnp.trace(core) / core.shape[0]
     scale = jnp.where(scale > 0, scale, 1)
+    damped = core + scale * damping * jnp.eye(core.shape[0], dtype=core.dtype)
+    return inverses_of_seen(jnp.broadcast_to(damped, (hierarchy.n_modalities, *core.shape)), hierarchy)
+
+
+def inverses_of_seen(cores: Float[Array, "M K K"], hierarchy: Hierarchy) -> Float[Array, "M K K"]:
+    """The inverse of each modality's core on its active columns, zero elsewhere."""
+    seen = jnp.asarray(hierarchy.modality_mask, cores.dtype)
     both = seen[:, :, None] * seen[:, None, :]
-    eye = jnp.eye(core.shape[0], dtype=core.dtype)
-    damped = both * core[None] + eye[None] * (scale * damping * seen + (1 - seen))[:, None, :]
-    return both * jax.lax.map(lambda matrix: spd_inverse(matrix)[0], damped)
+    eye = jnp.eye(cores.shape[1], dtype=cores.dtype)
+    return both * jax.lax.map(lambda matrix: spd_inverse(matrix)[0], both * cores + eye[None] * (1 - seen)[:, None, :])
 
 
 def apply_by_modality(V: Float[Array, "d K"], inverses: Float[Array, "M K K"], hierarchy: Hierarchy) -> Float[Array, "d K"]:

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import equinox as eqx
@@ -12,11 +11,23 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators import ESTIMATORS
+from hcl_jax.estimators import BY_PATTERN, ESTIMATORS, Estimate
+from hcl_jax.estimators.cells import cell_posterior, complete_cells, hcl_ml_by_cell
+from hcl_jax.estimators.missing import (
+    PatternMoments,
+    posterior_covariances,
+    posterior_scores,
+    predicted_variances,
+    regression_spread,
+    view_grams,
+)
 from hcl_jax.fisher import noise_by_feature
 from hcl_jax.scores import posterior_mean_scores
 from hcl_jax.structure import Hierarchy, Structure, as_hierarchy
 from hcl_jax.views import Views, as_response, as_views, centre_and_scale, presence_of, standardise
+
+MISSING = ("views", "impute-cells")
+"""What rows may lack: whole views, single cells being an error that counts them; or any cells."""
 
 
 class Fitted(eqx.Module):
@@ -66,6 +77,8 @@ class LinearFit(Fitted):
     intercept: Float[Array, ""] | None = None
     noise_variance: Float[Array, " d"] | None = None
     """Of the standardised features, where scores are posterior means: a row that lacks views then has them too."""
+    spread: Float[Array, "M p p"] | None = None
+    """What estimation adds to the variance of predicted views, `regression_spread`, of fits to rows that lack views."""
 
     def standardise(self, views: Any) -> Float[Array, "n d"]:
         """Z = (X − centre)/scale, with the training means and scales, in the precision of the fit."""
@@ -79,19 +92,56 @@ class LinearFit(Fitted):
             return Z @ self.score_map
         if self.noise_variance is None:
             raise ValueError("views: lack some rows of some view; expected whole ones, as this decomposition has no other scores")
-        return self._posterior_means(Z, present)
+        return posterior_scores(Z, present, self.loadings, self.noise_variance, self.dims)[0]
 
-    def _posterior_means(self, Z: Float[Array, "n d"], present: Bool[Array, "n M"]) -> Float[Array, "n R"]:
-        """E[z | the views that are present], a pattern of presence at a time."""
-        assert self.noise_variance is not None, "only fits with a noise model come here"
-        of_feature = np.repeat(np.arange(len(self.dims)), self.dims)
-        scores = jnp.zeros((Z.shape[0], self.loadings.shape[1]), Z.dtype)
-        for pattern in product((True, False), repeat=len(self.dims)):
-            seen = np.array(pattern)[of_feature]
-            score_map = posterior_mean_scores(jnp.where(seen[:, None], self.loadings, 0), self.noise_variance)
-            rows = (present == np.array(pattern)[None, :]).all(axis=1)
-            scores = jnp.where(rows[:, None], jnp.where(seen[None, :], Z, 0) @ score_map, scores)
-        return scores
+    def score_covariances(self, presence: Any) -> Float[Array, "n R R"]:
+        """Var(z | the views that are present) of every row of `presence` (n × M booleans); it is the same for all rows that have
+        the same views.
+
+        Raises `ValueError` for another `presence`, and where the method has no noise model.
+        """
+        given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
+        if given.dtype != bool or given.ndim != 2 or given.shape[1] != len(self.dims):
+            raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, rows × {len(self.dims)}")
+        return posterior_covariances(view_grams(self.loadings, self._noise(), self.dims), jnp.asarray(given))[0]
+
+    def impute(
+        self, views: Any, presence: Any = None, *, missing: str = "views"
+    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+        """(all views side by side with those that a row lacks predicted, standard deviations of the predictions), in the units of
+        the data.
+
+        A view is predicted by μ_m + Λ^(m)E[z | the views that are present], with covariance Λ^(m)V_PΛ^(m)ᵀ + Ψ_m and, where the
+        fit knows it, what the estimation adds; what is present stays as it is, with deviation 0. With `missing="impute-cells"`
+        any cells may be NaN, and are predicted from all others of their row. Raises `ValueError` as `transform` does, and where
+        the method has no noise model.
+        """
+        _check_missing(missing)
+        if missing == "impute-cells":
+            psi, cells = self._noise(), read_cells(views, self.dims, presence)
+            Z = (cells.astype(psi.dtype) - self.centre[None, :]) / self.scale[None, :]
+            zero = jnp.zeros_like(self.centre)
+            values, deviations = complete_cells(Z, self.loadings, psi, zero)
+            scale = jnp.where(jnp.isfinite(self.scale), self.scale, 0)
+            predicted = self.centre[None, :] + scale[None, :] * values
+            return jnp.where(jnp.isnan(cells), predicted, cells), scale[None, :] * deviations
+        X, present = read_rows(views, self.dims, presence)
+        psi = self._noise()
+        if present is None:
+            return X, jnp.zeros_like(X)
+        Z = (X.astype(psi.dtype) - self.centre[None, :]) / self.scale[None, :]
+        scores, posterior, pattern = posterior_scores(Z, present, self.loadings, psi, self.dims)
+        variances = predicted_variances(scores, posterior, pattern, self.loadings, psi, self.dims, self.spread)
+        scale = jnp.where(jnp.isfinite(self.scale), self.scale, 0)  # constant features are their mean
+        predicted = self.centre[None, :] + scale[None, :] * (scores @ self.loadings.T)
+        seen = present[:, np.repeat(np.arange(len(self.dims)), self.dims)]
+        return jnp.where(seen, X, predicted), jnp.where(seen, 0, scale[None, :] * jnp.sqrt(variances))
+
+    def _noise(self) -> Float[Array, " d"]:
+        """Raises `ValueError` where the method has no noise model."""
+        if self.noise_variance is None:
+            raise ValueError("fitted: this decomposition has no noise variances; expected a likelihood or spectral fit that has")
+        return self.noise_variance
 
     def predict(self, views: Any) -> Float[Array, " n"]:
         coefficients, intercept = self.own_prediction()
@@ -115,7 +165,7 @@ class LinearFit(Fitted):
         return kept @ self.loadings.T * self.scale[None, :]
 
 
-def check_views(views: Any, dims: Sequence[int], *, least: int = 2, absent: bool = False) -> Views:
+def check_views(views: Any, dims: Sequence[int], *, least: int = 2, absent: bool = False, cells: bool = False) -> Views:
     """The views that `as_views` reads, of these dimensions.
 
     Raises `ValueError` for fewer views than the `least`, other numbers of views or features than the hierarchy has, and what
@@ -126,7 +176,7 @@ def check_views(views: Any, dims: Sequence[int], *, least: int = 2, absent: bool
             f"hierarchy: has {len(dims)} modality; expected at least {least}, as baselines tell what views share "
             "(ESTIMATORS take one)"
         )
-    read = as_views(views, absent=absent)
+    read = as_views(views, absent=absent, cells=cells)
     if len(read.names) != len(dims):
         raise ValueError(f"views: are {len(read.names)}; expected {len(dims)}, one a modality of the hierarchy")
     if read.dims != tuple(dims):
@@ -152,17 +202,27 @@ def read_rows(views: Any, dims: Sequence[int], presence: Any = None) -> tuple[Fl
     Raises `ValueError` as `check_views` does, and for a `presence` that is not n × M booleans.
     """
     read = check_views(views, dims, least=1, absent=True)
-    X, present = read.stacked(), presence_of(read)
-    if presence is not None:
-        given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
-        if given.dtype != bool or given.shape != present.shape:
-            raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, {present.shape}")
-        present = present & given
+    X, present = read.stacked(), presence_of(read, presence)
     if presence is None and not isinstance(present, jax.core.Tracer) and bool(present.all()):
         return X, None
     if presence is None and isinstance(present, jax.core.Tracer):
         return X, None  # values cannot be looked at here: rows without a view are told by `presence`
     return jnp.where(jnp.repeat(present, np.array(dims), axis=1, total_repeat_length=sum(dims)), X, 0), present
+
+
+def read_cells(views: Any, dims: Sequence[int], presence: Any = None) -> Float[Array, "n d"]:
+    """All views side by side, NaN in the cells that are missing and in views that a row lacks by `presence`.
+
+    Raises `ValueError` as `read_rows` does, but for missing cells.
+    """
+    read = check_views(views, dims, least=1, cells=True)
+    present = presence_of(read, presence)
+    return jnp.where(present[:, np.repeat(np.arange(len(dims)), dims)], read.stacked(), jnp.nan)
+
+
+def _check_missing(missing: str) -> None:
+    if missing not in MISSING:
+        raise ValueError(f"missing: is {missing!r}; expected one of {', '.join(MISSING)}")
 
 
 def column_structures(fitted: Fitted) -> tuple[Structure, ...]:
@@ -205,31 +265,88 @@ def variance_explained(fitted: Fitted, views: Any) -> dict[tuple[int, Structure]
     return table
 
 
-def fit_estimator(views: Any, hierarchy: Hierarchy, name: str = "hcl-ml", *, scaled: bool = True, **options: Any) -> LinearFit:
+def fit_estimator(
+    views: Any,
+    hierarchy: Hierarchy,
+    name: str = "hcl-ml",
+    *,
+    presence: Any = None,
+    missing: str = "views",
+    scaled: bool = True,
+    **options: Any,
+) -> LinearFit:
     """An entry of `ESTIMATORS` fitted to rows, whose scores are posterior means: views are centred, and features brought to a
     standard deviation of 1 where they are `scaled`. `options` are the estimator's, such as `noise="view"`.
 
-    Raises `ValueError` for an unknown name, and for what `check_views` refuses.
+    A view that a row lacks is NaN throughout, or False in `presence` (n × M); `BY_PATTERN` has the estimators that take such
+    rows, and fit to what is there (means too). Single cells that are missing are an error that counts them, or, with
+    `missing="impute-cells"`, latent as well: `hcl-ml` then maximises the likelihood of all cells that are there. Raises
+    `ValueError` for an unknown name, one that takes no such rows, and for what `check_views` refuses.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"name: unknown estimator {name!r}; expected one of {', '.join(ESTIMATORS)}")
-    X = check_views(views, as_hierarchy(hierarchy).dims, least=1).stacked()
-    centre, deviation = centre_and_scale(X)
-    scale = deviation if scaled else jnp.ones_like(deviation)
-    Z = (X - centre[None, :]) / scale[None, :]
-    estimate = ESTIMATORS[name](SampleCovariance.from_data(Z), hierarchy, **options)
+    _check_missing(missing)
+    if missing == "impute-cells":
+        return _fit_to_cells(read_cells(views, as_hierarchy(hierarchy).dims, presence), hierarchy, name, scaled, options)
+    X, present = read_rows(views, as_hierarchy(hierarchy).dims, presence)
+    if present is None:
+        centre, deviation = centre_and_scale(X)
+        scale = deviation if scaled else jnp.ones_like(deviation)
+        Z = (X - centre[None, :]) / scale[None, :]
+        estimate = ESTIMATORS[name](SampleCovariance.from_data(Z), hierarchy, **options)
+        factors = Z @ posterior_mean_scores(estimate.loadings, estimate.noise_variance)
+        return _linear_fit(centre, scale, estimate, factors, hierarchy)
+    if name not in BY_PATTERN:
+        raise ValueError(f"name: is {name!r}, and views lack some rows; expected one of {', '.join(BY_PATTERN)}, or whole views")
+    in_units = PatternMoments.from_data(views, presence)
+    scale = _scale_of(in_units.covariance().variances(), scaled)
+    moments = in_units.divided_by(scale)
+    estimate, mean = BY_PATTERN[name](moments, hierarchy, **options)
     psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
-    score_map = posterior_mean_scores(estimate.loadings, estimate.noise_variance)
+    centre = jnp.where(jnp.isfinite(scale), scale * mean, in_units.centre)
+    factors, _, _ = posterior_scores((X - centre[None, :]) / scale[None, :], present, estimate.loadings, psi, hierarchy.dims)
+    return _linear_fit(centre, scale, estimate, factors, hierarchy, regression_spread(moments, hierarchy, estimate, mean))
+
+
+def _scale_of(variances: Float[Array, " d"], scaled: bool) -> Float[Array, " d"]:
+    """Standard deviations, infinite ones of features that are constant; ones where features are not scaled."""
+    return jnp.where(variances > 0, jnp.sqrt(variances), jnp.inf) if scaled else jnp.ones_like(variances)
+
+
+def _fit_to_cells(X: Float[Array, "n d"], hierarchy: Hierarchy, name: str, scaled: bool, options: dict[str, Any]) -> LinearFit:
+    """`hcl-ml` of rows that lack cells, which are NaN."""
+    if name != "hcl-ml":
+        raise ValueError(f"name: is {name!r}, and cells may be missing; expected hcl-ml, or whole views")
+    origin = jnp.nanmean(X, axis=0)
+    scale = _scale_of(jnp.nanvar(X - origin[None, :], axis=0, ddof=1), scaled)
+    estimate, mean = hcl_ml_by_cell((X - origin[None, :]) / scale[None, :], hierarchy, **options)
+    psi = noise_by_feature(estimate.noise_variance, hierarchy.n_features)
+    centre = jnp.where(jnp.isfinite(scale), origin + scale * mean, origin)
+    Z = (X - centre[None, :]) / scale[None, :]
+    factors, _, _ = cell_posterior(Z, ~jnp.isnan(X), estimate.loadings, psi)
+    return _linear_fit(centre, scale, estimate, factors, hierarchy)
+
+
+def _linear_fit(
+    centre: Float[Array, " d"],
+    scale: Float[Array, " d"],
+    estimate: Estimate,
+    factors: Float[Array, "n K"],
+    hierarchy: Hierarchy,
+    spread: Float[Array, "M p p"] | None = None,
+) -> LinearFit:
+    """The fit of an estimate in units of the scale."""
     return LinearFit(
         centre=centre,
         scale=scale,
         loadings=estimate.loadings,
-        factors=Z @ score_map,
-        score_map=score_map,
+        factors=factors,
+        score_map=posterior_mean_scores(estimate.loadings, estimate.noise_variance),
         membership=jnp.asarray(hierarchy.modality_mask),
         objective=estimate.objective,
         status=estimate.status,
         steps=estimate.steps,
         dims=hierarchy.dims,
-        noise_variance=psi,
+        noise_variance=noise_by_feature(estimate.noise_variance, hierarchy.n_features),
+        spread=spread,
     )

@@ -90,7 +90,9 @@ class _Table(NamedTuple):
         return self._replace(matrix=self.matrix[np.asarray(order)])
 
 
-def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "views", absent: bool = False) -> Views:
+def as_views(
+    data: Any, *, names: Sequence[str] | None = None, argument: str = "views", absent: bool = False, cells: bool = False
+) -> Views:
     """The views that are meant by a matrix (one view), an iterable of matrices, or a dictionary of them by name.
 
     A matrix is anything that NumPy reads as one, samples × features; a list of lists of numbers is one matrix. Frames name their
@@ -105,7 +107,7 @@ def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "
     Raises `ValueError` that names the `argument`, the view, what was found and what was expected: no view, no sample, no feature,
     no matrix, complex numbers, text, cells that are missing, NaN or infinite (how many), other numbers of rows, names that occur
     twice, samples that some view lacks. `names` are those of the views of an iterable. Where views may be `absent`, a row of a
-    view that is NaN throughout is one that the sample lacks; NaN in some of its cells is refused.
+    view that is NaN throughout is one that the sample lacks; NaN in some of its cells is refused, unless `cells` may be missing.
     """
     if isinstance(data, Views):
         return data if names is None else replace(data, names=_checked_names(names, len(data.names), argument))
@@ -117,7 +119,7 @@ def as_views(data: Any, *, names: Sequence[str] | None = None, argument: str = "
     if named is not None:
         named = _checked_names(named, len(given), argument)
         labels = [f"view {name!r}" for name in named]
-    read = [_table(value, f"{argument}: {label}", absent) for value, label in zip(given, labels, strict=True)]
+    read = [_table(value, f"{argument}: {label}", absent, cells) for value, label in zip(given, labels, strict=True)]
     tables = _aligned(read, argument)
     samples = next((table.samples for table in tables if table.samples is not None), None)
     features = tuple(table.features for table in tables)
@@ -166,7 +168,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _table(value: Any, where: str, absent: bool) -> _Table:
+def _table(value: Any, where: str, absent: bool, cells: bool) -> _Table:
     features, samples = None, None
     if hasattr(value, "get_column"):  # polars
         columns = list(value.columns)
@@ -176,10 +178,12 @@ def _table(value: Any, where: str, absent: bool) -> _Table:
         features = [str(name) for name in columns]
     elif hasattr(value, "columns") and hasattr(value, "index"):  # pandas
         features, samples = [str(name) for name in value.columns], _index_names(value.index)
-    matrix = real_numbers(value, where) if absent else _checked_numbers(value, where)
+    matrix = real_numbers(value, where) if absent or cells else _checked_numbers(value, where)
     if matrix.ndim != 2:
         raise ValueError(f"{where} has shape {matrix.shape}; expected a matrix, samples × features")
-    if absent:
+    if cells:
+        _checked_numbers((jnp if isinstance(matrix, jax.Array) else np).nan_to_num(matrix, posinf=np.inf, neginf=-np.inf), where)
+    elif absent:
         _checked_numbers(_whole_rows(matrix), where)
     if 0 in matrix.shape:
         raise ValueError(f"{where} has shape {matrix.shape}; expected at least one sample and one feature")
@@ -194,9 +198,18 @@ def _whole_rows(matrix: Numbers) -> Numbers:
     return xp.where(xp.isnan(matrix).all(axis=1, keepdims=True), xp.zeros((), matrix.dtype), matrix)
 
 
-def presence_of(views: Views) -> Bool[Array, "n M"]:
-    """Which views each sample has: those whose row is not NaN throughout."""
-    return jnp.stack([~jnp.isnan(jnp.asarray(matrix)).all(axis=1) for matrix in views.matrices], axis=1)
+def presence_of(views: Views, presence: Any = None) -> Bool[Array, "n M"]:
+    """Which views each sample has: those whose row is not NaN throughout, and for which `presence` holds where that is given.
+
+    Raises `ValueError` for a `presence` that is not n × M booleans.
+    """
+    found = jnp.stack([~jnp.isnan(jnp.asarray(matrix)).all(axis=1) for matrix in views.matrices], axis=1)
+    if presence is None:
+        return found
+    given = presence if isinstance(presence, jax.Array) else np.asarray(presence)
+    if given.dtype != bool or given.shape != found.shape:
+        raise ValueError(f"presence: is {given.dtype} of shape {given.shape}; expected booleans, {found.shape}")
+    return found & given
 
 
 def _index_names(index: Any) -> tuple[Hashable, ...] | None:

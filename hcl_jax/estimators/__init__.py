@@ -7,9 +7,10 @@ from hcl_jax.estimators.estimate import Estimate
 from hcl_jax.estimators.gauss_newton import hcl_gn, hcl_shrunk
 from hcl_jax.estimators.gradient import hcl_gd
 from hcl_jax.estimators.likelihood import hcl_ml
+from hcl_jax.estimators.missing import hcl_ml_by_pattern
 from hcl_jax.estimators.published import hcl_gd_published, hcl_svd_published
 from hcl_jax.estimators.spectral import hcl_svd, naive_svd, naive_svd_denoised
-from hcl_jax.estimators.variational import hcl_vb
+from hcl_jax.estimators.variational import hcl_vb, hcl_vb_by_pattern
 from hcl_jax.structure import Hierarchy
 
 ESTIMATORS: dict[str, Callable[[SampleCovariance, Hierarchy], Estimate]] = {
@@ -25,4 +26,7 @@ ESTIMATORS: dict[str, Callable[[SampleCovariance, Hierarchy], Estimate]] = {
     "naive-svd": naive_svd,
 }
 
-__all__ = ["ESTIMATORS", "Estimate"]
+BY_PATTERN = {"hcl-vb": hcl_vb_by_pattern, "hcl-ml": hcl_ml_by_pattern}
+"""Those that take rows that lack whole views: `BY_PATTERN[name](moments, hierarchy) -> (Estimate, mean)`."""
+
+__all__ = ["BY_PATTERN", "ESTIMATORS", "Estimate"]

@@ -1,7 +1,9 @@
 """Variational Bayes with automatic relevance determination (theory: Sections 3 and 7)."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,21 @@ from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.estimate import Estimate, check_iterative, finished, stopping_tolerance
 from hcl_jax.estimators.fixed_point import ascend
 from hcl_jax.estimators.likelihood import hcl_ml, noise_floor, positive_noise
-from hcl_jax.fisher import check_noise, group_sizes, noise_by_feature, pool, spread
+from hcl_jax.estimators.missing import (
+    ExpectedScores,
+    PatternMoments,
+    check_by_pattern,
+    expected_scores,
+    hcl_ml_by_pattern,
+    view_grams,
+)
+from hcl_jax.fisher import apply_by_modality, check_noise, group_sizes, noise_by_feature, pool, spread
 from hcl_jax.linalg import principal_axes, spd_inverse
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import check_count
 
 START_TOLERANCE = 1e-3  # relative gradient of the maximum-likelihood start
+START_GAIN = 1e-7  # of its likelihood, where rows lack views
 FADED = 0.1  # relevance below which a column that the bound is better without is taken out
 REFINED = 1e-2  # of the tolerance: where the second stage stops; at 1 it may end 16 % of the Gram matrix from its maximum
 TAKEN = 0.2
@@ -37,6 +48,8 @@ class Posterior(NamedTuple):
     shares: Float[Array, "d K"]  # c_j
     prior: Float[Array, "M K K"]  # Γ_m
     psi: Float[Array, " d"]
+    centre: Float[Array, " d"] | None = None
+    """The mean, where rows lack views."""
 
     @property
     def kept(self) -> Bool[Array, "M K"]:
@@ -46,7 +59,8 @@ class Posterior(NamedTuple):
     def scaled(self, root: Float[Array, ""]) -> "Posterior":
         """The posterior of data `root` times as large."""
         square = root**2
-        return Posterior(root * self.mean, root * self.axes, self.shares, square * self.prior, square * self.psi)
+        centre = None if self.centre is None else root * self.centre
+        return Posterior(root * self.mean, root * self.axes, self.shares, square * self.prior, square * self.psi, centre)
 
     def covariance_sums(self, weights: Float[Array, " d"], hierarchy: Hierarchy) -> Float[Array, "M K K"]:
         """Σ_j w_j C_j over the features of every modality."""
@@ -82,6 +96,16 @@ class Scores(NamedTuple):
     log_det_precision: Float[Array, ""]
 
 
+class Expected(NamedTuple):
+    """What q(z) says to the rest, a degree of freedom."""
+
+    image: Float[Array, "d K"]  # S Bᵀ
+    omegas: Float[Array, "M K K"]  # Ω, of the rows that have a modality
+    variances: Float[Array, " d"]
+    divergence: Float[Array, ""]  # 2 KL of q(z) from the prior
+    about: ExpectedScores | None = None  # where the mean is a parameter
+
+
 class Hyperprior(NamedTuple):
     """What each modality's Γ_m is drawn to: Γ_m = (1 − λ_m) E_m/d_m + λ_m D_m, the mode under an inverse Wishart law. Not in
     force, Γ_m is the diagonal of E_m/d_m."""
@@ -103,6 +127,14 @@ class _Vb:
         self.variances = covariance.variances()
         self.sizes = jnp.asarray(group_sizes(hierarchy, noise), dtype)
         self.floor = noise_floor(covariance, hierarchy, noise)
+        self.weights = jnp.ones_like(self.variances)  # the share of the rows that have a feature
+
+    def expected(self, at: Posterior) -> Expected:
+        """The q(z) that maximises the bound given q(Λ)."""
+        image, omega, _, log_det_precision = at.scores(self.S, self.hierarchy)
+        divergence = jnp.trace(omega) - self.hierarchy.n_factors + log_det_precision
+        omegas = jnp.broadcast_to(omega, (self.hierarchy.n_modalities, *omega.shape))
+        return Expected(image, omegas, self.variances, divergence)
 
     def by_feature(self, table: Array) -> Array:
         """The rows of an M × K table, repeated over the features of their modalities."""
@@ -121,7 +153,7 @@ class _Vb:
         return jax.lax.map(jnp.linalg.cholesky, prior + jnp.where(kept, 0, 1)[:, :, None] * self.eye[None])
 
     def loadings(
-        self, at: Posterior, roots: Float[Array, "M K K"], SB: Float[Array, "d K"], omega: Float[Array, "K K"]
+        self, at: Posterior, roots: Float[Array, "M K K"], SB: Float[Array, "d K"], omegas: Float[Array, "M K K"]
     ) -> tuple[Posterior, Float[Array, "M K"]]:
         """q(Λ) that maximises the bound given the scores, and the eigenvalues w of each modality's Ω in units of its prior.
 
@@ -129,7 +161,7 @@ class _Vb:
         A = RU and c_jk = 1/(1 + νw_k/ψ_j).
         """
         held = jnp.where(at.kept[:, :, None], roots, 0)
-        w, U = jax.lax.map(jnp.linalg.eigh, jnp.swapaxes(held, 1, 2) @ omega[None] @ held)
+        w, U = jax.lax.map(jnp.linalg.eigh, jnp.swapaxes(held, 1, 2) @ omegas @ held)
         axes, w = held @ U, jnp.maximum(w, 0)
         precisions = self.S.nu / at.psi
         shares = 1 / (1 + precisions[:, None] * self.by_feature(w))
@@ -139,17 +171,20 @@ class _Vb:
     def sweep(self, at: Posterior) -> tuple[Posterior, Float[Array, ""]]:
         """One pass of coordinate maximisations, scores first, and the bound after it (with the hyperprior's density)."""
         nu, kept = self.S.nu, at.kept
-        SB, omega, _, log_det_precision = at.scores(self.S, self.hierarchy)
+        SB, omegas, variances, latent, about = self.expected(at)
         roots = self.roots(at.prior, kept)
-        new, w = self.loadings(at, roots, SB, omega)
+        new, w = self.loadings(at, roots, SB, omegas)
         moments = new.second_moments(self.hierarchy)
         new = new._replace(prior=self.best_prior(moments, kept))
-        misfit = self.variances - 2 * jnp.sum(new.mean * SB, axis=1) + jnp.sum(new.mean @ omega * new.mean, axis=1)
+        explained = apply_by_modality(new.mean, omegas, self.hierarchy)
+        misfit = variances - 2 * jnp.sum(new.mean * SB, axis=1) + jnp.sum(explained * new.mean, axis=1)
         misfit = misfit + jnp.concatenate([new.shares[r] @ w[m] for m, r in enumerate(self.rows)])
-        pooled = pool(misfit, self.hierarchy, self.noise) / self.sizes
+        if about is not None and at.centre is not None:
+            shift = about.best_shift(new.mean, self.hierarchy)
+            misfit, new = misfit - about.rows * shift**2 / nu, new._replace(centre=at.centre + shift)
+        pooled = pool(misfit, self.hierarchy, self.noise) / pool(self.weights, self.hierarchy, self.noise)
         new = new._replace(psi=jnp.maximum(spread(pooled, self.hierarchy, self.noise), self.floor))
-        fit = jnp.sum(jnp.log(2 * jnp.pi * new.psi) + misfit / new.psi)
-        latent = jnp.trace(omega) - self.hierarchy.n_factors + log_det_precision
+        fit = jnp.sum(self.weights * jnp.log(2 * jnp.pi * new.psi) + misfit / new.psi)
         bound = -nu / 2 * (fit + latent) - (self.divergence(new, moments, roots) - jnp.sum(jnp.log(new.shares))) / 2
         return self.without_faded(new, at.prior), bound
 
@@ -204,6 +239,21 @@ class _Vb:
         return at._replace(mean=mean, axes=jnp.where(gone[:, :, None], 0, at.axes), prior=prior)
 
 
+class _VbByPattern(_Vb):
+    """The same for rows that lack views; the mean is a parameter too."""
+
+    def __init__(self, moments: PatternMoments, hierarchy: Hierarchy, noise: str, hyperprior: Hyperprior):
+        super().__init__(moments.covariance(), hierarchy, noise, hyperprior)
+        self.moments, self.weights = moments, moments.weights()
+
+    def expected(self, at: Posterior) -> Expected:
+        assert at.centre is not None, "the mean is a parameter"
+        grams = view_grams(at.mean, at.psi, self.hierarchy.dims) + at.covariance_sums(1 / at.psi, self.hierarchy)
+        found = expected_scores(self.moments, at.mean, at.psi, at.centre, grams)
+        nu = self.moments.n - 1
+        return Expected(found.image / nu, found.second / nu, found.squares / nu, found.excess + found.log_det, found)
+
+
 def _starting_point(
     hierarchy: Hierarchy, loadings: Float[Array, "d K"], psi: Float[Array, " d"], nu: Float[Array, ""]
 ) -> Posterior:
@@ -244,11 +294,15 @@ def maximise_bound(
     size = start.mean.size
 
     def flatten(p: Posterior) -> Array:
-        return jnp.concatenate([p.mean.ravel(), pool(jnp.log(p.psi), hierarchy, noise) / vb.sizes])
+        parts = [p.mean.ravel(), pool(jnp.log(p.psi), hierarchy, noise) / vb.sizes]
+        return jnp.concatenate(parts if p.centre is None else [*parts, p.centre])
 
     def unflatten(vector: Array, like: Posterior) -> Posterior:
         mean = jnp.where(vb.by_feature(like.kept), vector[:size].reshape(like.mean.shape), 0)
-        moved = like._replace(mean=mean, psi=jnp.maximum(jnp.exp(spread(vector[size:], hierarchy, noise)), vb.floor))
+        log_psi, centre = jnp.split(vector[size:], [vb.sizes.size])
+        moved = like._replace(mean=mean, psi=jnp.maximum(jnp.exp(spread(log_psi, hierarchy, noise)), vb.floor))
+        if like.centre is not None:
+            moved = moved._replace(centre=centre)
         return moved._replace(prior=vb.best_prior(moved.second_moments(hierarchy), like.kept))
 
     unit = vb.S.nu * vb.S.n_features / 2  # a gain per degree of freedom and feature is free of units
@@ -280,23 +334,39 @@ def fit_posterior(
     psi = positive_noise(noise_by_feature(start.noise_variance, hierarchy.n_features), start.loadings, unit)
     first = _starting_point(hierarchy, start.loadings, jnp.maximum(psi, floor), unit.nu)
 
+    return _fitted_in_stages(partial(_Vb, unit, hierarchy, noise), first, root, hierarchy, noise, tolerance, max_steps)
+
+
+def _fitted_in_stages(
+    vb_under: Callable[[Hyperprior], _Vb],
+    first: Posterior,
+    root: Float[Array, ""],
+    hierarchy: Hierarchy,
+    noise: str,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[Posterior, Estimate]:
+    """(q, estimate), in the units of the data, from a problem whose data are 1/`root` as large and a posterior to start from."""
+
     def stage(q: Posterior, in_force: Bool[Array, ""]) -> tuple[Posterior, tuple[Array, ...]]:
         hyperprior = correlated_prior(q, hierarchy)._replace(in_force=in_force)
         stop = jnp.where(in_force, REFINED, 1) * tolerance
-        vb = _Vb(unit, hierarchy, noise, hyperprior)
+        vb = vb_under(hyperprior)
         new, bound, *ended = maximise_bound(vb, q, stop, max_steps)
         bound = vb.without_hyperprior(bound, new)
         in_range = jnp.isfinite(bound)  # not so in single precision where noise at its floor leaves no digits to a sweep
         q = jax.tree.map(lambda a, b: jnp.where(in_range, a, b), new, q)
         return q, (bound, in_range, *ended)
 
+    problem = vb_under(correlated_prior(first, hierarchy))
     # one compiled program for both
     q, (bounds, in_range, steps, converged) = jax.lax.scan(stage, first, jnp.array([False, True]))
     bound, steps, converged = jnp.where(in_range[1], bounds[1], bounds[0]), steps.sum(), (converged & in_range).all()
     reported = q.psi[0] if noise == "shared" else q.psi
-    fit = finished(q.mean, reported, converged, steps, -bound / covariance.nu, on_bound=(q.psi <= floor).any(), noise=noise)
+    on_bound = (q.psi <= problem.floor).any()
+    fit = finished(q.mean, reported, converged, steps, -bound / problem.S.nu, on_bound=on_bound, noise=noise)
     posterior = q.scaled(root)
-    objective = fit.objective + covariance.n_features * jnp.log(root)  # −bound/ν has half of the likelihood's log det Σ
+    objective = fit.objective + problem.weights.sum() * jnp.log(root)  # −bound/ν has half of the likelihood's log det Σ
     return posterior, dataclasses.replace(
         fit, loadings=posterior.mean, noise_variance=root**2 * reported, objective=objective, method="hcl-vb"
     )
@@ -322,3 +392,41 @@ def hcl_vb(
     K ≥ ν or an unknown kind of noise.
     """
     return fit_posterior(covariance, hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)[1]
+
+
+def _check_fit_by_pattern(moments: Any, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
+    """As `check_by_pattern`, and at least one step: before it there is no bound."""
+    check_by_pattern(moments, hierarchy, tolerance, max_steps)
+    if not isinstance(max_steps, jax.core.Tracer):
+        check_count(max_steps, "max_steps", 1)
+
+
+@compiled(check=_check_fit_by_pattern)
+def hcl_vb_by_pattern(
+    moments: PatternMoments,
+    hierarchy: Hierarchy,
+    *,
+    noise: str = "shared",
+    tolerance: float | None = None,
+    max_steps: int = 2000,
+) -> tuple[Estimate, Float[Array, " d"]]:
+    """(`hcl-vb`, mean) from rows that may lack views: `hcl_vb` with the bound on the likelihood of what is there, of which the
+    mean is a parameter (theory: Section 7).
+
+    Started at `hcl_ml_by_pattern`, which says when presence may be ignored and what raises `ValueError`. Where all rows have all
+    views, everything is `hcl_vb` of their covariance.
+    """
+    check_noise(noise)
+    if len(moments.counts) == 1:
+        fit = hcl_vb(moments.covariance(), hierarchy, noise=noise, tolerance=tolerance, max_steps=max_steps)
+        return fit, moments.centre
+    covariance, root = moments.covariance().in_unit_scale()
+    unit = moments.divided_by(jnp.broadcast_to(root, moments.centre.shape))
+    start, mean = hcl_ml_by_pattern(unit, hierarchy, noise=noise, tolerance=START_GAIN, max_steps=50)
+    psi = noise_by_feature(start.noise_variance, hierarchy.n_features)
+    first = _starting_point(hierarchy, start.loadings, psi, covariance.nu)._replace(centre=mean - unit.centre)
+    tolerance = stopping_tolerance(tolerance, covariance.dtype, double=1e-7, single=1e-6)
+    vb_under = partial(_VbByPattern, unit, hierarchy, noise)
+    posterior, fit = _fitted_in_stages(vb_under, first, root, hierarchy, noise, tolerance, max_steps)
+    assert posterior.centre is not None, "the mean is a parameter"
+    return fit, moments.centre + posterior.centre
