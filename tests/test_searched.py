@@ -5,10 +5,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import search
 
 from hcl_jax.experiments.searched import BUDGET, CHOSEN, LEARNING_RATE, SPACES, study_config, trial_numbers, with_numbers
 from hcl_jax.networks import NETWORKS, configuration
+from simulations import search
 
 TABLE = Path(__file__).parent.parent / "docs" / "tables" / "search.csv"
 

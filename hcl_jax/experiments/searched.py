@@ -35,10 +35,38 @@ CHOSEN: dict[str, dict[str, float]] = {
         "triplet": 0.0803,
         "orthogonality": 0.00216,
     },
+    "dlf (joint)": {
+        "training.learning_rate": 0.000207,
+        "reconstruction": 0.148,
+        "specific": 0.0673,
+        "alignment": 0.0835,
+        "triplet": 0.00612,
+        "orthogonality": 0.0132,
+        "task_weight": 2.71,
+    },
     "hcl": {},
     "hcl (joint)": {},
     "misa": {"training.learning_rate": 0.00802, "similarity": 0.768, "difference": 2.75, "reconstruction": 1.39},
     "misa (joint)": {},
+    "tsd": {
+        "training.learning_rate": 0.00107,
+        "common": 0.327,
+        "pair": 0.611,
+        "private": 0.404,
+        "orthogonality": 1.64,
+        "supervisor": 1.22,
+        "reconstruction": 20.8,
+    },
+    "tsd (joint)": {
+        "training.learning_rate": 0.000637,
+        "common": 0.369,
+        "pair": 9.43,
+        "private": 3.94,
+        "orthogonality": 0.327,
+        "supervisor": 0.335,
+        "reconstruction": 18.4,
+        "task_weight": 0.191,
+    },
 }
 """By method, and `method (joint)` for supervised training: what differs from the defaults. From docs/tables/search.csv."""
 
