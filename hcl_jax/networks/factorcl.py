@@ -271,8 +271,10 @@ def start(network: Factorcl, rows: Batch, hierarchy: Hierarchy, config: Factorcl
 class Sides(NamedTuple):
     """What the bounds of one batch are made of."""
 
-    codes: dict[Head | int, tuple[Rows, ...]]
-    """By head, or view for the backbones: codes of the views, and where there are no labels those of their copies."""
+    embeddings: tuple[tuple[Rows, ...], ...]
+    """By view: the backbone's codes, and where there are no labels those of the copies."""
+    codes: dict[Head, tuple[Rows, ...]]
+    """The same by head."""
     label: Float[Array, "n o"] | None
     number: Float[Array, "n _o"] | None
     """The label as a partner of its own: as the published code has it, one number."""
@@ -283,16 +285,16 @@ def sides(network: Factorcl, batch: Batch, copies: tuple[Rows, ...] | None, conf
     """Codes of a batch and of its copies, and its labels."""
     seen = batch.views if copies is None else tuple(map(jnp.concatenate, zip(batch.views, copies, strict=True)))
     z = network.embeddings(seen)
-    codes: dict[Head | int, Any] = {m: z[m - 1] for m in range(1, len(z) + 1)}
-    codes |= {(m, part): head(z[m - 1]) for (m, part), head in network.heads.items()}
-    codes = {name: tuple(jnp.split(code, 1 if copies is None else 2)) for name, code in codes.items()}
+    split = lambda code: tuple(jnp.split(code, 1 if copies is None else 2))
+    codes = {(m, part): split(head(z[m - 1])) for (m, part), head in network.heads.items()}
+    embeddings = tuple(map(split, z))
     if batch.y is None:
-        return Sides(codes, None, None, None)
+        return Sides(embeddings, codes, None, None, None)
     dtype = z[0].dtype
     label = batch.y if config.n_classes is None else jax.nn.one_hot(batch.y, config.n_classes, dtype=dtype)
     number = first_label(batch.y)[:, None].astype(dtype) if config.variant == "published" else label
     alike = same_label(binned(first_label(batch.y))) if config.condition == "mask" else None
-    return Sides(codes, label, number, alike)
+    return Sides(embeddings, codes, label, number, alike)
 
 
 def scores_of(network: Factorcl, term: Term, held: Sides, config: FactorclConfig) -> Float[Array, "n n"]:
@@ -300,10 +302,13 @@ def scores_of(network: Factorcl, term: Term, held: Sides, config: FactorclConfig
     critic = (network.upper if term.upper else network.lower)[term.critic(held.label is not None)]
 
     def of(views: Sequence[int], copy: bool = False) -> Rows:
-        found = [head_of(m, term, network.heads) for m in views]
-        codes = [held.codes[m if head is None else head][copy] for m, head in zip(views, found, strict=True)]
-        # views outside of a structure are no part of it, and need not hide from it
-        codes = [code if head else jax.lax.stop_gradient(code) for code, head in zip(codes, found, strict=True)]
+        codes = []
+        for m in views:
+            head = head_of(m, term, network.heads)
+            if head is None:  # the view is no part of the structure, and need not hide from it
+                codes.append(jax.lax.stop_gradient(held.embeddings[m - 1][copy]))
+            else:
+                codes.append(held.codes[head][copy])
         return jnp.concatenate(codes, axis=1)
 
     if not term.right:
@@ -362,17 +367,21 @@ def loss(
     return objective(network, parts, config), parts
 
 
-def learning(
-    network: Factorcl, batch: Batch, key: Key[Array, ""], config: FactorclConfig
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """What the critics of upper bounds minimise: minus InfoNCE, whose best critic is the one that the upper bound is for."""
-    held = sides(network, batch, _copies(key, network, batch, config), config)
+def upper_loss(network: Factorcl, held: Sides, config: FactorclConfig) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Minus InfoNCE of the critics of upper bounds: its best critic is the one that the upper bound is for."""
     parts = {
         term.name: -lower_bound(scores_of(network, term, held, config), held.alike if term.given else None, config)
         for term in network.terms
         if term.upper
     }
     return jnp.sum(jnp.stack([*parts.values()])), parts
+
+
+def learning(
+    network: Factorcl, batch: Batch, key: Key[Array, ""], config: FactorclConfig
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """What the critics of upper bounds minimise."""
+    return upper_loss(network, sides(network, batch, _copies(key, network, batch, config), config), config)
 
 
 def upper_critics(network: Factorcl) -> dict[str, Any]:
