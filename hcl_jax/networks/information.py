@@ -75,10 +75,8 @@ def critic_bounds(critic: Separable | Concatenated, x: Float[Array, "b n p"], y:
     return lax.map(of, (x, y)).T
 
 
-def mutual_information(
-    x: Float[Array, "n p"], y: Float[Array, "n q"], config: InformationConfig = InformationConfig(), *, key: Any
-) -> Information:
-    """Bounds of the mutual information of the rows of two arrays (Liang et al. 2023, eqs. 8 and 9).
+def mutual_information(x: Any, y: Any, config: InformationConfig = InformationConfig(), *, key: Any) -> Information:
+    """Bounds of the mutual information of the rows of two arrays, n × p and n × q: InfoNCE and NCE-CLUB of Liang et al. 2023.
 
     A critic is trained by InfoNCE on most of the rows; both bounds are taken on the rest, in batches of N. Pure under `jit` and
     `vmap`. Raises `ValueError` for arrays that are no two tables of as many rows, or fewer than ten, and a missing key.
