@@ -138,8 +138,7 @@ def test_bad_arguments_are_named(change, word):
 
 
 def test_bad_options_are_named():
-    for options, word in (({"critic": "bilinear"}, "critic"), ({"hidden": ()}, "hidden")):
-        with pytest.raises(ValueError, match=rf"{word}.*expected"):
-            InformationConfig(**options)
+    with pytest.raises(ValueError, match="hidden.*expected"):
+        InformationConfig(hidden=())
     with pytest.raises(ValueError, match="training.*expected"):
         InformationConfig(training=TrainingConfig(held_out=0.0))

@@ -174,6 +174,13 @@ def terms(hierarchy: Hierarchy, config: FactorclConfig) -> tuple[Term, ...]:
     return tuple(found.values())
 
 
+def applies(term: Term, labelled: bool, config: FactorclConfig) -> bool:
+    """Whether a term counts. Conditions on copies go by concatenation, which estimates I((X₁,X₁');(X₂,X₂')) ≥ I(X₁;X₂): on codes
+    that other terms share, an upper bound of it takes away all that InfoNCE finds, and a lower one brings back what CLUB takes
+    away. They count only where every term has heads of its own, as published."""
+    return labelled or not term.given or config.heads == "term"
+
+
 def _unique(hierarchy: Hierarchy, config: FactorclConfig) -> list[Structure]:
     return [s for s in structures(hierarchy, config) if len(s) == 1]
 
@@ -231,7 +238,9 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: FactorclConfig) -> 
     heads = heads_of(hierarchy, config)
     critics: dict[bool, dict[str, Separable | Concatenated]] = {False: {}, True: {}}
     for term in terms(hierarchy, config):
-        for labelled in (True, False) if term.of_response else (True,):
+        for labelled in (True, False):
+            if not applies(term, labelled, config):
+                continue
             p, q = _widths(term, config, labelled)
             critics[term.upper][term.critic(labelled)] = CRITICS[config.critic](key, p, q, config.critic_hidden, dtype)
     columns = tuple(heads) if config.scores == "heads" else ()
@@ -344,6 +353,8 @@ def bounds(
     held = sides(network, batch, copies, config)
     parts = {}
     for term in network.terms:
+        if not applies(term, batch.y is not None, config):
+            continue
         scores, alike = scores_of(network, term, held, config), held.alike if term.given else None
         parts[term.name] = club(scores, alike) if term.upper else lower_bound(scores, alike, config)
     return parts
@@ -353,6 +364,8 @@ def objective(network: Factorcl, parts: dict[str, Float[Array, ""]], config: Fac
     """Upper bounds less lower ones, by their weights; upper ones below the floor count as 0."""
     total = jnp.zeros((), next(iter(parts.values())).dtype)
     for term in network.terms:
+        if term.name not in parts:
+            continue
         value = parts[term.name]
         signed = (jax.nn.relu(value) if config.floor else value) if term.upper else -value
         total = total + term.weight * signed
@@ -372,7 +385,7 @@ def upper_loss(network: Factorcl, held: Sides, config: FactorclConfig) -> tuple[
     parts = {
         term.name: -lower_bound(scores_of(network, term, held, config), held.alike if term.given else None, config)
         for term in network.terms
-        if term.upper
+        if term.upper and applies(term, held.label is not None, config)
     }
     return jnp.sum(jnp.stack([*parts.values()])), parts
 
