@@ -236,6 +236,7 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: FactorclConfig) -> 
     dtype, r = jnp.dtype(config.training.dtype), config.width
     perceptron = lambda *widths: Perceptron(key, widths, dtype=dtype)  # drawn anew below
     heads = heads_of(hierarchy, config)
+    assert config.critic is not None, "filled in when the configuration was made"
     critics: dict[bool, dict[str, Separable | Concatenated]] = {False: {}, True: {}}
     for term in terms(hierarchy, config):
         for labelled in (True, False):

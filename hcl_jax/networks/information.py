@@ -107,9 +107,9 @@ def _prepare(
         views.append(((rows - mean[None, :]) / deviation[None, :]).astype(dtype))
     order = jr.permutation(k_rows, x.shape[0])
     n_held = held_out_rows(x.shape[0], config.training.held_out)
-    rows = Batch(tuple(views))
+    both = Batch(tuple(views))
     critic = redrawn(k_build, CRITICS[config.critic](k_build, x.shape[1], y.shape[1], config.hidden, dtype))
-    return critic, rows.of_rows(order[n_held:]), rows.of_rows(order[:n_held]), k_train
+    return critic, both.of_rows(order[n_held:]), both.of_rows(order[:n_held]), k_train
 
 
 @compiled

@@ -122,6 +122,7 @@ class Concatenated(eqx.Module):
 
     def __call__(self, x: Float[Array, "n p"], y: Float[Array, "m q"]) -> Float[Array, "n m"]:
         first, *rest = self.perceptron.layers
+        assert first.bias is not None, "all layers have one"
         of_x, of_y = jnp.split(first.weight, [x.shape[1]], axis=1)
         rows = (x @ of_x.T + first.bias[None, :])[:, None, :] + (y @ of_y.T)[None, :, :]
         rows = rows.reshape(-1, rows.shape[-1])
