@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     def n_rows(self) -> int:
         return int(self.views[0].shape[0])
 
-    def of_rows(self, rows: Int[Array, " m"]) -> "Batch":
+    def of_rows(self, rows: Int[Array, "*m"]) -> "Batch":
         return jax.tree.map(lambda leaf: leaf[rows], self)
 
 
