@@ -10,7 +10,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from hcl_jax.networks.training import Batch, Plan, TrainingConfig, join_numbers, split_numbers, train_network
+from hcl_jax.networks.modules import Constant
+from hcl_jax.networks.training import Batch, Critics, Plan, TrainingConfig, join_numbers, split_numbers, train_network
 from hcl_jax.structure import CONVERGED, NON_FINITE, OUT_OF_STEPS
 
 K_X, K_NOISE, K_HELD = jr.split(jr.key(0), 3)
@@ -135,3 +136,55 @@ def test_progress_shows_the_held_out_loss(capsys):
     found = train(progress=True)
     assert "held_out" in capsys.readouterr().err
     np.testing.assert_array_equal(found.model.slope, train().model.slope)
+
+
+class Pair(NamedTuple):
+    """A line, and another one that is to follow it."""
+
+    line: Line
+    follower: Line
+    held: Constant
+
+
+@dataclass(frozen=True)
+class Alternating(Config):
+    critic_speed: float = 2.0
+    critic_steps: int = 3
+
+
+def of_both(model, batch, key, config):
+    """Would pull the follower and the constant to 0, were they not left alone: Adam's steps are as long for small gradients."""
+    value, parts = squares(model.line, batch, key, config)
+    return value + 1e-6 * (jnp.sum(model.follower.slope**2) + jnp.sum(model.held.value**2)), parts
+
+
+def distance(model, batch, key, config):
+    """Would pull the line to the follower, were it not left alone."""
+    return jnp.sum((model.follower.slope - model.line.slope) ** 2), {}
+
+
+def no_pull(model, batch, key, config):
+    return jnp.sum(model.follower.slope * 0), {}
+
+
+FOLLOWER = Critics(lambda model: model.follower, distance)
+BOTH = Pair(ZERO, Line(jnp.ones(3)), Constant(jnp.full(2, 5.0)))
+
+
+def test_critics_take_turns_with_the_rest():
+    found = train(Alternating(), of_both, BOTH, critics=FOLLOWER)
+    exact = jnp.linalg.lstsq(TRAIN.views[0], TRAIN.y)[0]
+    np.testing.assert_allclose(found.model.line.slope, exact, atol=5e-3)
+    np.testing.assert_allclose(found.model.follower.slope, found.model.line.slope, atol=1e-2)
+    np.testing.assert_array_equal(found.model.held.value, 5.0)  # constants are not trained, nor decayed
+
+
+def test_what_critics_do_leaves_the_bits_of_the_rest():
+    config = Alternating(training=dataclasses.replace(Config().training, held_out=0.0, weight_decay=0.1))
+    with_pull, without = (train(config, of_line_alone, BOTH, critics=Critics(FOLLOWER.of, loss)) for loss in (distance, no_pull))
+    np.testing.assert_array_equal(with_pull.model.line.slope, without.model.line.slope)
+    assert float(jnp.abs(with_pull.model.follower.slope - without.model.follower.slope).max()) > 0.1
+
+
+def of_line_alone(model, batch, key, config):
+    return squares(model.line, batch, key, config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hcl_jax.fitted import Fitted
-from hcl_jax.networks import convirt, dlf, hcl, hcl_released, links, misa, tsd
+from hcl_jax.networks import convirt, dlf, factorcl, hcl, hcl_released, links, misa, simclr, tsd
 from hcl_jax.networks.network import Method, NetworkConfig, NetworkFit, load_fit
 from hcl_jax.networks.training import TrainingConfig
 
@@ -24,12 +24,21 @@ NETWORKS: dict[str, Callable[..., Fitted]] = {
     "dlf": dlf.fit,
     "dlf-official": partial(dlf.fit, config=dlf.DlfConfig(variant="official")),
     "dlf-port": partial(dlf.fit, config=dlf.DlfConfig(variant="port")),
+    "factorcl": factorcl.fit,
+    "factorcl-published": partial(factorcl.fit, config=factorcl.FactorclConfig(variant="published")),
+    "simclr": simclr.fit,
+    "simclr-published": partial(simclr.fit, config=simclr.SimclrConfig(variant="published")),
+    "supcon": partial(simclr.fit, config=simclr.SimclrConfig(positives="label")),
+    "cross-self": partial(simclr.fit, config=simclr.SimclrConfig(objective="cross-self")),
+    "cross-self-heads": partial(simclr.fit, config=simclr.SimclrConfig(objective="cross-self-heads")),
     "tsd": tsd.fit,
     "tsd-port": partial(tsd.fit, config=tsd.TsdConfig(variant="port")),
 }
 """`NETWORKS[name](views, hierarchy, *, y=None, key)`: the repaired methods, and behind the dash their published variants."""
 
-METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in (hcl, links, hcl_released, misa, convirt, dlf, tsd)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD for module in (hcl, links, hcl_released, misa, convirt, dlf, factorcl, tsd)
+}
 
 
 def configuration(name: str) -> Any:

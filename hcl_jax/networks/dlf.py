@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, Num
+from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.networks.attention import TransformerLayer, check_heads
-from hcl_jax.networks.independence import first_match_triplet, orthogonality, triplet_hinge, unit
+from hcl_jax.networks.independence import binned, first_label, first_match_triplet, orthogonality, triplet_hinge, unit
 from hcl_jax.networks.modules import Perceptron, Skipped, redrawn, rowwise
 from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
 from hcl_jax.networks.training import Batch
@@ -33,8 +33,6 @@ TOKEN = 32
 """Width of the tokens of the default variant."""
 TOKENS = 4
 """Into which the default variant splits a specific code."""
-BINS = 7
-"""Classes into which the default variant cuts a response that is a number, for its triplets."""
 
 
 class Preset(NamedTuple):
@@ -193,8 +191,8 @@ class DlfPort(DlfNetwork):
             return jnp.zeros((), codes.shared[0].dtype)
         if config.variant == "port":
             blocks = jnp.stack(codes.shared)
-            return first_match_triplet(blocks, _labels(y), config.margin, normalise=partial(unit, floor=1e-8))
-        labels = jnp.tile(_labels(y), len(codes.shared))
+            return first_match_triplet(blocks, first_label(y), config.margin, normalise=partial(unit, floor=1e-8))
+        labels = jnp.tile(first_label(y), len(codes.shared))
         return triplet_hinge(jnp.concatenate(codes.shared), labels, config.label_margin, normalise=partial(unit, inside=1e-8))
 
 
@@ -244,7 +242,7 @@ class Dlf(DlfNetwork):
         blocks = jnp.stack(codes.shared)
         triplet = jnp.zeros((), blocks.dtype)
         if batch.y is not None:
-            triplet = triplet_hinge(blocks.mean(axis=0), binned(_labels(batch.y)), config.label_margin)
+            triplet = triplet_hinge(blocks.mean(axis=0), binned(first_label(batch.y)), config.label_margin)
         kept = [mean_square(a, b) for a, b in zip(codes.specific, again, strict=True) if a.shape[1]]
         return {
             "reconstruction": _sum([mean_square(x, back) for x, back in zip(batch.views, codes.rebuilt, strict=True)]),
@@ -257,22 +255,6 @@ class Dlf(DlfNetwork):
 
 def _sum(values: Sequence[Float[Array, ""]]) -> Float[Array, ""]:
     return jnp.sum(jnp.stack(values))
-
-
-def _labels(y: Num[Array, "n ..."]) -> Num[Array, " n"]:
-    """Classes, or the first of the responses."""
-    return y if y.ndim == 1 else y[:, 0]
-
-
-def binned(labels: Num[Array, " n"]) -> Num[Array, " n"]:
-    """Numbers replaced by the mean of those in the same of `BINS` bins between quantiles; classes as they are."""
-    if not jnp.issubdtype(labels.dtype, jnp.floating):
-        return labels
-    edges = jnp.quantile(labels, jnp.asarray(np.arange(1, BINS) / BINS, labels.dtype))
-    held = jnp.searchsorted(edges, labels, side="right")[:, None] == jnp.arange(BINS, dtype=jnp.int32)[None, :]
-    count = jnp.maximum(held.sum(axis=0), 1).astype(labels.dtype)
-    means = jnp.where(held, labels[:, None], 0).sum(axis=0) / count
-    return jnp.where(held, means[None, :], 0).sum(axis=1)
 
 
 def own_sample_hinge(blocks: Float[Array, "M n r"], margin: float | Float[Array, ""] = 1.0) -> Float[Array, ""]:

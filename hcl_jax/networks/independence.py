@@ -19,6 +19,8 @@ from hcl_jax.structure import Hierarchy
 Normaliser = Callable[[Float[Array, "n r"]], Float[Array, "n r"]]
 """Rows of length 1: `unit`, or a `partial` of it with the guard of some released code."""
 Scalar = float | Float[Array, ""]
+BINS = 7
+"""Classes into which a response that is a number is cut where samples are to have equal labels."""
 
 
 def unit(
@@ -46,6 +48,22 @@ def _length(a: Float[Array, "*batch r"]) -> Float[Array, "*batch"]:
 def same_label(labels: Num[Array, " n"]) -> Bool[Array, "n n"]:
     """Which pairs of samples have equal labels."""
     return labels[:, None] == labels[None, :]
+
+
+def first_label(y: Num[Array, "n ..."]) -> Num[Array, " n"]:
+    """Classes, or the first of the responses."""
+    return y if y.ndim == 1 else y[:, 0]
+
+
+def binned(labels: Num[Array, " n"]) -> Num[Array, " n"]:
+    """Numbers replaced by the mean of those in the same of `BINS` bins between quantiles; classes as they are."""
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        return labels
+    edges = jnp.quantile(labels, jnp.asarray(np.arange(1, BINS) / BINS, labels.dtype))
+    held = jnp.searchsorted(edges, labels, side="right")[:, None] == jnp.arange(BINS, dtype=jnp.int32)[None, :]
+    count = jnp.maximum(held.sum(axis=0), 1).astype(labels.dtype)
+    means = jnp.where(held, labels[:, None], 0).sum(axis=0) / count
+    return jnp.where(held, means[None, :], 0).sum(axis=1)
 
 
 def _centred(a: Float[Array, "n r"]) -> Float[Array, "n r"]:
@@ -191,12 +209,20 @@ def _hinge_sums(values: Float[Array, " n"], kept: Bool[Array, " n"], reach: Floa
     return below.astype(values.dtype) * reach - sums[below]
 
 
-def info_nce(scores: Float[Array, "n n"]) -> Float[Array, ""]:
+def info_nce(scores: Float[Array, "n n"], alike: Bool[Array, "n n"] | None = None) -> Float[Array, ""]:
     """mean_i s_ii − mean_i log Σ_j exp(s_ij) + log n: a lower bound of the mutual information, at most log n for any scores.
 
-    Van den Oord et al. 2018. To minimise without the constant there is `contrastive.softmax_loss`.
+    Van den Oord et al. 2018. To minimise without the constant there is `contrastive.softmax_loss`. The transposed scores are
+    normalised the other way round, which is another bound of the same.
+
+    alike: the pairs i, j whose conditions are equal, `same_label(labels)`. Only these are compared, and n becomes their number
+    for every i: a lower bound of the mutual information given the labels.
     """
-    return math.log(scores.shape[0]) - softmax_loss(scores, 1.0)
+    if alike is None:
+        return math.log(scores.shape[0]) - softmax_loss(scores, 1.0)
+    kept = jnp.where(alike, scores, jnp.finfo(scores.dtype).min)
+    count = alike.sum(axis=1).astype(scores.dtype)
+    return jnp.mean(jnp.diagonal(scores) - jax.nn.logsumexp(kept, axis=1) + jnp.log(count))
 
 
 def symmetric_info_nce(scores: Float[Array, "n n"], temperature: Scalar = 0.1, weight: Scalar = 0.75) -> Float[Array, ""]:
@@ -207,13 +233,24 @@ def symmetric_info_nce(scores: Float[Array, "n n"], temperature: Scalar = 0.1, w
     return weight * softmax_loss(scores, temperature) + (1 - weight) * softmax_loss(scores.T, temperature)
 
 
-def club(scores: Float[Array, "n n"]) -> Float[Array, ""]:
+def club(scores: Float[Array, "n n"], alike: Bool[Array, "n n"] | None = None, *, others_only: bool = False) -> Float[Array, ""]:
     """mean_i s_ii − mean_ij s_ij: in the mean (1 − 1/n) times an upper bound of the mutual information, for the right scores.
 
     These are log p(y_j|x_i), Cheng et al. 2020, or those of the critic that maximises `info_nce`, the NCE-CLUB of Liang et al.
     2023. Of any others it bounds nothing.
+
+    alike: the pairs i, j whose conditions are equal, `same_label(labels)`; then mean_i (s_ii − mean_j s_ij) over these j, a bound
+    of the mutual information given the labels. others_only: the second mean is over j ≠ i, which takes the factor 1 − 1/n off;
+    a sample without others counts 0.
     """
-    return jnp.trace(scores) / scores.shape[0] - scores.mean()
+    n = scores.shape[0]
+    if alike is None and not others_only:
+        return jnp.trace(scores) / n - scores.mean()
+    compared = jnp.ones((n, n), bool) if alike is None else alike
+    if others_only:
+        compared = compared & ~np.eye(n, dtype=bool)
+    excess = jnp.diagonal(scores) - _mean_where(scores, compared, axis=1)
+    return jnp.where(compared.any(axis=1), excess, 0).mean()
 
 
 def classifier_log_likelihood(scores: Float[Array, "n n"]) -> Float[Array, ""]:

@@ -24,6 +24,12 @@ def rowwise(module: Callable[[Array], Array], rows: Float[Array, "n _p"]) -> Flo
     return jax.vmap(module)(rows)
 
 
+class Constant(eqx.Module):
+    """An array of a network that training leaves as it is."""
+
+    value: Array
+
+
 class Perceptron(eqx.Module):
     """Linear layers from each width to the next, the activation between them and none at the end."""
 
@@ -89,6 +95,44 @@ def _modules(tree: Any, kind: type) -> list[Any]:
 def _weights(tree: Any) -> list[Any]:
     """Of every linear layer the matrix and the bias."""
     return [leaf for layer in _modules(tree, eqx.nn.Linear) for leaf in (layer.weight, layer.bias)]
+
+
+class Separable(eqx.Module):
+    """A critic of pairs, f(x, y) = ⟨g(x), h(y)⟩: two networks, of n rows each, instead of one of n² rows."""
+
+    left: Perceptron
+    right: Perceptron
+
+    def __init__(self, key: Key[Array, ""], p: int, q: int, hidden: Sequence[int], dtype: DTypeLike):
+        k_left, k_right = jr.split(key)
+        self.left = Perceptron(k_left, (p, *hidden, hidden[-1]), dtype=dtype)
+        self.right = Perceptron(k_right, (q, *hidden, hidden[-1]), dtype=dtype)
+
+    def __call__(self, x: Float[Array, "n p"], y: Float[Array, "m q"]) -> Float[Array, "n m"]:
+        return self.left(x) @ self.right(y).T
+
+
+class Concatenated(eqx.Module):
+    """A critic of pairs, f(x, y) = MLP([x; y]), ReLU: the first layer of x and that of y are added, not their n² pairs formed."""
+
+    perceptron: Perceptron
+
+    def __init__(self, key: Key[Array, ""], p: int, q: int, hidden: Sequence[int], dtype: DTypeLike):
+        self.perceptron = Perceptron(key, (p + q, *hidden, 1), dtype=dtype)
+
+    def __call__(self, x: Float[Array, "n p"], y: Float[Array, "m q"]) -> Float[Array, "n m"]:
+        first, *rest = self.perceptron.layers
+        assert first.bias is not None, "all layers have one"
+        of_x, of_y = jnp.split(first.weight, [x.shape[1]], axis=1)
+        rows = (x @ of_x.T + first.bias[None, :])[:, None, :] + (y @ of_y.T)[None, :, :]
+        rows = rows.reshape(-1, rows.shape[-1])
+        for layer in rest:
+            rows = rowwise(layer, self.perceptron.activation(rows))
+        return rows.reshape(x.shape[0], y.shape[0])
+
+
+CRITICS: dict[str, Callable[..., Any]] = {"separable": Separable, "concatenated": Concatenated}
+"""`CRITICS[name](key, p, q, hidden, dtype)`: scores of all pairs of rows of width p and of width q."""
 
 
 class Branches(eqx.Module):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from hcl_jax.compiled import compiled
 from hcl_jax.fitted import Fitted, check_views, read_rows
 from hcl_jax.marginals import MARGINALS, Marginals
-from hcl_jax.networks.training import Batch, TrainingConfig, held_out_rows, join_numbers, split_numbers, train_network
+from hcl_jax.networks.training import Batch, Critics, TrainingConfig, held_out_rows, join_numbers, split_numbers, train_network
 from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import UNREADABLE, as_key, as_labels, as_response, centre_and_scale, check_options
 
@@ -84,6 +84,8 @@ class Method:
     """What is set from the training rows once training has ended."""
     check: Callable[[Hierarchy, Any], None] = field(default=lambda *_: None)
     """Raise `ValueError` where the method cannot be fitted to the hierarchy."""
+    critics: Critics | None = None
+    """What takes turns with the rest of the network."""
 
 
 class NetworkFit(Fitted):
@@ -238,13 +240,12 @@ def fit_rows(
     loss = _loss_of(method)
     k_first, k_second = prepared.keys
     file = None if checkpoint is None else Path(checkpoint)
+    run = partial(train_network, loss, static, numbers, critics=method.critics, progress=progress)
     if config.supervision == "tuned" and response is not None:
         blind, blind_held = (batch._replace(y=None) for batch in (train, held))
         before = None if file is None else file.with_name(file.name + ".pretraining")
-        network = train_network(
-            loss, static, numbers, network, blind, blind_held, k_second, progress=progress, checkpoint=before
-        ).model
-    trained = train_network(loss, static, numbers, network, train, held, k_first, progress=progress, checkpoint=file)
+        network = run(network, blind, blind_held, k_second, checkpoint=before).model
+    trained = run(network, train, held, k_first, checkpoint=file)
     network = _finish(method, static, numbers, hierarchy, trained.model, train)
     return NetworkFit(
         network=network,

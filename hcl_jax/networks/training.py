@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from tqdm import tqdm
 
 from hcl_jax.compiled import compiled
+from hcl_jax.networks.modules import Constant
 from hcl_jax.structure import CONVERGED, NON_FINITE, OUT_OF_STEPS
 from hcl_jax.views import check_options
 
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
     def n_rows(self) -> int:
         return int(self.views[0].shape[0])
 
-    def of_rows(self, rows: Int[Array, " m"]) -> "Batch":
+    def of_rows(self, rows: Int[Array, "*m"]) -> "Batch":
         return jax.tree.map(lambda leaf: leaf[rows], self)
 
 
@@ -83,7 +84,19 @@ class TrainingConfig:
 
 
 Config = Any
-"""A frozen dataclass with a field `training`."""
+"""A frozen dataclass with a field `training`; with critics also `critic_steps` and `critic_speed`."""
+
+
+@dataclass(frozen=True)
+class Critics:
+    """Parameters that descend a loss of their own, and that the steps of all others leave as they are.
+
+    Each step is followed by `critic_steps` of these, on batches of their own, at `critic_speed` times the learning rate.
+    """
+
+    of: Callable[[Any], Any]
+    """model -> the part of it that holds them. A function of a module, as the loss."""
+    loss: Loss
 
 
 def split_numbers(config: Config) -> tuple[Config, dict[str, np.ndarray]]:
@@ -157,10 +170,86 @@ def held_out_rows(n_rows: int, share: float) -> int:
     return min(max(1, round(n_rows * share)), n_rows - 1) if share > 0 else 0
 
 
-def _optimiser(config: TrainingConfig, n_steps: int) -> optax.GradientTransformation:
-    rate = config.learning_rate
+def _optimisers(config: Config, critics: Critics | None, n_steps: int) -> tuple[optax.GradientTransformation, ...]:
+    """One a group of parameters: those of the loss, and those of the critics."""
+    own = _optimiser(config.training, config.training.learning_rate, n_steps)
+    if critics is None:
+        return (own,)
+    speed = config.critic_speed * config.training.learning_rate
+    return own, _optimiser(config.training, speed, n_steps * config.critic_steps)
+
+
+def _optimiser(config: TrainingConfig, rate: Any, n_steps: int) -> optax.GradientTransformation:
     schedule = optax.cosine_decay_schedule(rate, max(n_steps, 1)) if config.schedule == "cosine" else rate
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
+
+
+def _groups(model: PyTree, critics: Critics | None) -> tuple[tuple[Array, ...], Callable[[tuple[Array, ...]], PyTree]]:
+    """(the trained parameters of each group as one vector, how these become the model again): the optimiser is then one small
+    program, whatever the network."""
+    is_constant = lambda node: isinstance(node, Constant)
+    trained = lambda node: not is_constant(node) and eqx.is_inexact_array(node)
+    weights, static = eqx.partition(model, jax.tree.map(trained, model, is_leaf=is_constant))
+    trees = [weights]
+    if critics is not None:
+        none = jax.tree.map(lambda _: False, weights)
+        theirs = eqx.tree_at(critics.of, none, jax.tree.map(lambda _: True, critics.of(none)))
+        trees = list(eqx.partition(weights, theirs)[::-1])
+    vectors, unravel = zip(*map(ravel_pytree, trees), strict=True)
+
+    def model_of(vectors: tuple[Array, ...]) -> PyTree:
+        return eqx.combine(*(back(vector) for back, vector in zip(unravel, vectors, strict=True)), static)
+
+    return vectors, model_of
+
+
+def _descend(
+    optimiser: optax.GradientTransformation,
+    objective: Callable[[Array], tuple[Array, Any]],
+    params: Array,
+    state: PyTree,
+    finite: Array,
+) -> tuple[tuple[Array, PyTree, Array], Float[Array, ""]]:
+    """((parameters, state of the optimiser, whether all is finite) after one step, and as before where it is not; the loss)."""
+    (value, _), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+    updates, moved = optimiser.update(gradient, state, params)
+    new = optax.apply_updates(params, updates)
+    finite = finite & jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(new))
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (new, moved), (params, state))
+    return (*kept, finite), value
+
+
+Moving = tuple[tuple[Array, ...], tuple[PyTree, ...], Array]
+"""(Parameters, states of the optimisers, both by group; whether all is finite)."""
+
+
+def make_step(
+    loss: Loss, critics: Critics | None, config: Config, model: PyTree, n_steps: int
+) -> tuple[Moving, Callable[[Moving, Any], tuple[Moving, Array]], Callable[[tuple[Array, ...]], PyTree]]:
+    """(where the model stands, what one step of n_steps makes of that, parameters -> model).
+
+    A step takes (batch, key, and with critics those of each of their steps, one below the other) and returns the loss as well.
+    """
+    params, model_of = _groups(model, critics)
+    optimisers = _optimisers(config, critics, n_steps)
+
+    def step(moving: Moving, item: tuple[Batch, Array, Any]) -> tuple[Moving, Array]:
+        params, states, finite = moving
+        batch, key, theirs = item
+        objective = lambda own: loss(model_of((own, *params[1:])), batch, key, config)
+        (own, state, finite), value = _descend(optimisers[0], objective, params[0], states[0], finite)
+        if critics is None:
+            return ((own,), (state,), finite), value
+
+        def follow(moving: tuple, item: tuple[Batch, Array]) -> tuple[tuple, Array]:
+            objective = lambda inner: critics.loss(model_of((own, inner)), *item, config)
+            return _descend(optimisers[1], objective, *moving)
+
+        (inner, inner_state, finite), _ = lax.scan(follow, (params[1], states[1], finite), theirs)
+        return ((own, inner), (state, inner_state), finite), value
+
+    states = tuple(optimiser.init(vector) for optimiser, vector in zip(optimisers, params, strict=True))
+    return (params, states, jnp.ones((), bool)), step, model_of
 
 
 def held_out_loss(loss: Loss, model: PyTree, held: Batch, size: int, key: Key[Array, ""], config: Config) -> tuple[Array, dict]:
@@ -171,46 +260,51 @@ def held_out_loss(loss: Loss, model: PyTree, held: Batch, size: int, key: Key[Ar
     return value.mean(), jax.tree.map(jnp.mean, parts)
 
 
-def _start(loss: Loss, config: Config, model: PyTree, train: Batch, held: Batch, key: Key[Array, ""]) -> TrainState:
+def _start(
+    loss: Loss, critics: Critics | None, config: Config, model: PyTree, train: Batch, held: Batch, key: Key[Array, ""]
+) -> TrainState:
     plan = Plan.of(config.training, train.n_rows)
-    params, _ = ravel_pytree(eqx.filter(model, eqx.is_inexact_array))
     value, parts = held_out_loss(loss, model, held, plan.batch, jr.fold_in(key, 0), config)
     measured = {"train": jnp.full_like(value, jnp.nan), "held_out": value, **parts}
     history = {name: jnp.full((plan.rounds + 1,), jnp.nan, x.dtype).at[0].set(x) for name, x in measured.items()}
     zero = jnp.zeros((), jnp.int32)
-    steps = plan.rounds * plan.steps_per_round
-    optimiser = _optimiser(config.training, steps).init(params)
-    return TrainState(model, optimiser, model, value, zero, zero, jnp.isfinite(value), history)
+    (_, optimisers, _), _, _ = make_step(loss, critics, config, model, plan.rounds * plan.steps_per_round)
+    return TrainState(model, optimisers, model, value, zero, zero, jnp.isfinite(value), history)
 
 
 def _round(
-    loss: Loss, config: Config, state: TrainState, train: Batch, held: Batch, key: Key[Array, ""], plan: Plan
+    loss: Loss,
+    critics: Critics | None,
+    config: Config,
+    state: TrainState,
+    train: Batch,
+    held: Batch,
+    key: Key[Array, ""],
+    plan: Plan,
 ) -> TrainState:
     """All steps of one round, then a look at the held-out rows."""
-    optimiser = _optimiser(config.training, plan.rounds * plan.steps_per_round)
-    weights, static = eqx.partition(state.model, eqx.is_inexact_array)
-    params, unravel = ravel_pytree(weights)  # one vector: the optimiser is then one small program, whatever the network
+    (params, _, _), step, model_of = make_step(loss, critics, config, state.model, plan.rounds * plan.steps_per_round)
     k_order, k_steps = jr.split(jr.fold_in(key, state.round + 1))
     used = plan.steps_per_epoch * plan.batch
-    orders = jax.vmap(lambda k: jr.permutation(k, train.n_rows)[:used])(jr.split(k_order, plan.epochs))
 
-    def step(carry, item):
-        params, optimiser_state, finite = carry
-        rows, k = item
+    def orders(key: Array, epochs: int) -> Int[Array, "steps batch"]:
+        shuffled = jax.vmap(lambda k: jr.permutation(k, train.n_rows)[:used])(jr.split(key, epochs))
+        return shuffled.reshape(-1, plan.batch)
 
-        def objective(params):
-            return loss(eqx.combine(unravel(params), static), train.of_rows(rows), k, config)
+    def of_rows(moving: Moving, item: tuple[Array, Array, Any]) -> tuple[Moving, Array]:
+        rows, k, theirs = item
+        if critics is not None:
+            theirs = (train.of_rows(theirs[0]), theirs[1])
+        return step(moving, (train.of_rows(rows), k, theirs))
 
-        (value, _), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, moved = optimiser.update(gradient, optimiser_state, params)
-        new = optax.apply_updates(params, updates)
-        finite = finite & jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(new))
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (new, moved), (params, optimiser_state))
-        return (*kept, finite), value
-
-    steps = (orders.reshape(-1, plan.batch), jr.split(k_steps, plan.steps_per_round))
-    (params, optimiser_state, finite), values = lax.scan(step, (params, state.optimiser, state.finite), steps)
-    model = eqx.combine(unravel(params), static)
+    theirs = None
+    if critics is not None:
+        shape = (plan.steps_per_round, config.critic_steps)
+        k_theirs, k_batches = jr.split(jr.fold_in(k_steps, plan.steps_per_round))
+        theirs = (orders(k_theirs, plan.epochs * config.critic_steps).reshape(*shape, -1), jr.split(k_batches, shape))
+    steps = (orders(k_order, plan.epochs), jr.split(k_steps, plan.steps_per_round), theirs)
+    (params, optimisers, finite), values = lax.scan(of_rows, (params, state.optimiser, state.finite), steps)
+    model = model_of(params)
     value, parts = held_out_loss(loss, model, held, plan.batch, jr.fold_in(key, 0), config)
     finite = finite & jnp.isfinite(value)
     better = finite & (value < state.best_loss)
@@ -219,7 +313,7 @@ def _round(
     measured = {"train": values.mean(), "held_out": value, **parts}
     history = {name: state.history[name].at[at].set(x) for name, x in measured.items()}
     best_loss, best_round = jnp.where(better, value, state.best_loss), jnp.where(better, at, state.best_round)
-    return TrainState(model, optimiser_state, best, best_loss, best_round, at, finite, history)
+    return TrainState(model, optimisers, best, best_loss, best_round, at, finite, history)
 
 
 def _goes_on(state: TrainState, config: Config, plan: Plan) -> Bool[Array, ""]:
@@ -228,7 +322,14 @@ def _goes_on(state: TrainState, config: Config, plan: Plan) -> Bool[Array, ""]:
 
 
 def _advance(
-    loss: Loss, config: Config, state: TrainState, train: Batch, held: Batch, key: Key[Array, ""], until: Int[Array, ""]
+    loss: Loss,
+    critics: Critics | None,
+    config: Config,
+    state: TrainState,
+    train: Batch,
+    held: Batch,
+    key: Key[Array, ""],
+    until: Int[Array, ""],
 ) -> TrainState:
     """Rounds up to that number, or to the end."""
     plan = Plan.of(config.training, train.n_rows)
@@ -239,21 +340,24 @@ def _advance(
         return _goes_on(state, config, plan) & (state.round < until)
 
     def run(arrays):
-        state = _round(loss, config, eqx.combine(arrays, static), train, held, key, plan)
+        state = _round(loss, critics, config, eqx.combine(arrays, static), train, held, key, plan)
         return eqx.filter(state, eqx.is_array)
 
     return eqx.combine(lax.while_loop(goes_on, run, arrays), static)
 
 
 @compiled
-def _start_program(loss: Loss, config: Config, numbers: dict, model: PyTree, train: Batch, held: Batch, key: Array) -> TrainState:
+def _start_program(
+    loss: Loss, critics: Critics | None, config: Config, numbers: dict, model: PyTree, train: Batch, held: Batch, key: Array
+) -> TrainState:
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies numbers of unlike types
-        return _start(loss, join_numbers(config, numbers, config.training.dtype), model, train, held, key)
+        return _start(loss, critics, join_numbers(config, numbers, config.training.dtype), model, train, held, key)
 
 
 @compiled(runs_long=True)
 def _advance_program(
     loss: Loss,
+    critics: Critics | None,
     config: Config,
     numbers: dict,
     state: TrainState,
@@ -263,7 +367,7 @@ def _advance_program(
     until: Array,
 ) -> TrainState:
     with jax.numpy_dtype_promotion("standard"):
-        return _advance(loss, join_numbers(config, numbers, config.training.dtype), state, train, held, key, until)
+        return _advance(loss, critics, join_numbers(config, numbers, config.training.dtype), state, train, held, key, until)
 
 
 class Trained(NamedTuple):
@@ -285,17 +389,20 @@ def train_network(
     held: Batch,
     key: Key[Array, ""],
     *,
+    critics: Critics | None = None,
     progress: bool = False,
     checkpoint: Path | None = None,
 ) -> Trained:
-    """Train, by programs that are compiled once for these shapes.
+    """Train, by programs that are compiled once for these shapes; `critics` take turns with the other parameters.
 
     Outside of compiled code it can show its `progress`, and keep a `checkpoint` after every few rounds: where one lies,
     training goes on from there, to the bits of a run that was never interrupted. The file is removed at the end.
     """
     plan = Plan.of(config.training, train.n_rows)
-    state = _start_program(loss, config, numbers, model, train, held, key)
-    advance = lambda state, until: _advance_program(loss, config, numbers, state, train, held, key, jnp.asarray(until, jnp.int32))
+    state = _start_program(loss, critics, config, numbers, model, train, held, key)
+    advance = lambda state, until: _advance_program(
+        loss, critics, config, numbers, state, train, held, key, jnp.asarray(until, jnp.int32)
+    )
     if not progress and checkpoint is None:
         state = advance(state, plan.rounds)
     else:
