@@ -174,3 +174,12 @@ def test_the_supervised_head_starts_at_a_linear_prediction(n_classes):
         assert_at_least(1 - jnp.mean((predicted - y[600:]) ** 2) / jnp.var(y), 0.8, "R² of new rows")
     else:
         assert_at_least(np.mean(np.asarray(predicted).argmax(axis=1) == np.asarray(y[600:])), 0.65, "accuracy on new rows")
+
+
+def test_structures_are_absent_beside_the_others_or_by_what_explains_them():
+    """Correlations near those that were met with structure 123, and 12, offered and absent."""
+    called = lambda correlation, explained: hcl.called_absent(jnp.array(correlation), jnp.array(explained)).tolist()
+    assert called([0.62, 0.94, 0.93, 0.94], [0.03, -0.05, -0.05, -0.04]) == [True, False, False, False]
+    assert called([0.94, 0.82, 0.93, 0.94], [-0.05, 0.45, -0.05, -0.04]) == [False, True, False, False]
+    assert called([0.5, 0.45, 0.55, 0.5], [-0.05, 0.0, -0.05, 0.1]) == [False] * 4  # noise that all of them share
+    assert called([0.2], [0.0]) == [True]

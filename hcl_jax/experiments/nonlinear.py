@@ -163,7 +163,7 @@ def presence_metrics(fitted: NetworkFit, rows: Float[Array, "n d"], truth: Hiera
     correlation, explained = hcl.evidence(fitted.network, fitted.standardised(rows))
     shared = [s for s in fitted.hierarchy.structures if len(s) > 1]
     there = np.array([s in truth.structures for s in shared])
-    called = (correlation < hcl.LEAST_CORRELATION) | (explained > hcl.MOST_EXPLAINED)
+    called = hcl.called_absent(correlation, explained)
     dtype = rows.dtype
     return {
         "called_absent": jnp.mean(called[~there].astype(dtype)),

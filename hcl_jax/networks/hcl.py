@@ -442,8 +442,9 @@ def shared_axes(blocks: list[Float[Array, "n r"]]) -> tuple[Float[Array, "r r"],
     return Q, a.T
 
 
-LEAST_CORRELATION, MOST_EXPLAINED = 0.3, 0.2
-"""A structure is absent where its modalities correlate less than that, or other structures explain more than that of it."""
+LEAST_CORRELATION, LEAST_RELATIVE, MOST_EXPLAINED = 0.3, 0.75, 0.2
+"""A structure is absent where its modalities correlate less than that, or less than that share of the median over all shared
+structures, or other structures explain more than that of it."""
 
 
 class Evidence(NamedTuple):
@@ -464,18 +465,22 @@ def structure_evidence(fitted: NetworkFit, views: Any) -> dict[Structure, Eviden
     products and absolute values. It is fitted to the first half of the rows and judged on the second, so negative where there is
     nothing; with fewer than ten rows for each of these features, K(K + 5)/2 for K scores of others, it is too low.
 
-    `absent` is a correlation below `LEAST_CORRELATION`, or `explained` above `MOST_EXPLAINED`.
+    `absent` is what `called_absent` says: a structure whose factors are much weaker than those of the others may be called so.
     """
     X, present = read_rows(views, fitted.dims)
     if present is not None:
         raise ValueError("views: lack some rows of some view; expected whole ones")
     rows = fitted.standardised(X)
-    correlation, explained = (np.asarray(values, float) for values in evidence(fitted.network, rows))
+    correlation, explained = evidence(fitted.network, rows)
     shared = [s for s in fitted.hierarchy.structures if len(s) > 1]
-    return {
-        s: Evidence(float(c), float(e), bool(c < LEAST_CORRELATION or e > MOST_EXPLAINED))
-        for s, c, e in zip(shared, correlation, explained, strict=True)
-    }
+    found = zip(shared, correlation, explained, called_absent(correlation, explained), strict=True)
+    return {s: Evidence(float(c), float(e), bool(absent)) for s, c, e, absent in found}
+
+
+def called_absent(correlation: Float[Array, " S"], explained: Float[Array, " S"]) -> Bool[Array, " S"]:
+    """Which of the shared structures are absent: see `LEAST_CORRELATION`."""
+    least = jnp.maximum(LEAST_RELATIVE * jnp.median(correlation), LEAST_CORRELATION)
+    return (correlation < least) | (explained > MOST_EXPLAINED)
 
 
 @compiled
