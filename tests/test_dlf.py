@@ -12,7 +12,8 @@ from helpers import assert_at_least, assert_at_most, assert_close, reference_arr
 from torch_weights import by_name, linear, load, perceptron, transformer
 
 from hcl_jax import Hierarchy
-from hcl_jax.networks.dlf import BINS, DlfConfig, binned, build, fit, loss, membership, own_sample_hinge
+from hcl_jax.networks.dlf import DlfConfig, build, fit, loss, membership, own_sample_hinge
+from hcl_jax.networks.independence import BINS, binned
 from hcl_jax.networks.network import split_views
 from hcl_jax.networks.training import Batch, TrainingConfig
 
