@@ -77,7 +77,7 @@ class FactorclConfig(NetworkConfig):
     critic: Literal["separable", "concatenated"] | None = None
     condition: Literal["mask", "concatenate"] | None = None
     augmentation: Augmentation | None = None
-    strength: float = 0.5
+    strength: float = 1.0
     scores: Literal["heads", "backbones"] | None = None
     floor: bool | None = None
     critic_speed: float | None = None

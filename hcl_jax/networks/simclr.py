@@ -56,7 +56,7 @@ class SimclrConfig(NetworkConfig):
     objective: Literal["cross", "cross-self", "cross-self-heads"] = "cross"
     positives: Literal["sample", "label"] = "sample"
     augmentation: Augmentation | None = None
-    strength: float = 0.5
+    strength: float = 1.0
     normalise: bool | None = None
     temperature: float | None = None
     width: int = 16
