@@ -92,8 +92,11 @@ def test_the_exact_critic_of_gaussian_pairs_stands_where_the_theory_has_it(d, rh
     assert_within(nce_club, jeffreys, max(0.03 * jeffreys, 3 * club_error), "NCE-CLUB")
 
 
+EDGES = ((1, 0.9), (10, 0.3))  # where the trained critic is furthest from the exact one
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("d", "rho"), CELLS)
+@pytest.mark.parametrize(("d", "rho"), [cell if cell in EDGES else pytest.param(*cell, marks=pytest.mark.long) for cell in CELLS])
 def test_a_trained_critic_comes_near_the_exact_one(d, rho):
     """Within 15 % of the exact critic's InfoNCE (20 % where there is little), and 20 % of Jeffreys."""
     information, jeffreys, (nce, _), _, batches = of_exact(d, rho)

@@ -50,7 +50,7 @@ def fitted(name: str) -> NetworkFit:
 
 
 TRAINED = [name for name in NETWORKS if isinstance(configuration(name), NetworkConfig)]  # all but hcl-copula
-MARKS = {"hcl": [], "hcl-flow": [pytest.mark.slow], "misa": [pytest.mark.slow]}
+MARKS = {"hcl": [], "misa": [pytest.mark.slow]}
 OTHERS = [pytest.mark.slow, pytest.mark.long]  # a network takes a minute or two, nearly all of it compilation
 
 
