@@ -1,6 +1,7 @@
 """Mutual information of two arrays, bounded by a critic that is trained on their rows."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,7 +66,9 @@ def nce_loss(
     return -lower, {"upper": club(scores, others_only=True)}
 
 
-def critic_bounds(critic: Separable | Concatenated, x: Float[Array, "b n p"], y: Float[Array, "b n q"]) -> Float[Array, "2 b"]:
+def critic_bounds(
+    critic: Callable[[Array, Array], Array], x: Float[Array, "b n p"], y: Float[Array, "b n q"]
+) -> Float[Array, "2 b"]:
     """InfoNCE and NCE-CLUB of each of b batches."""
 
     def of(batch: tuple[Array, Array]) -> Array:
