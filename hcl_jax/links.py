@@ -166,6 +166,7 @@ def leaky(u: Array) -> Array:
 
 
 def leaky_inverse(x: Array) -> Array:
+    """u of x = `leaky`(u)."""
     return jnp.where(x < 0, x / SLOPE, x)
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from hcl_jax.experiments import OutputError, configure
 from hcl_jax.experiments.command_line import error_line, make_hierarchy, parse
 from hcl_jax.experiments.downstream import Downstream, DownstreamCell, DrawSpec, draw, network_outcome, unlabelled_rows
-from hcl_jax.experiments.searched import SPACES, study_config, trial_numbers, with_numbers
+from hcl_jax.experiments.searched import SPACES, searched_name, study_config, trial_numbers, with_numbers
 from hcl_jax.experiments.store import write_bytes
 from hcl_jax.networks import NETWORKS
 from hcl_jax.structure import NON_FINITE
@@ -116,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=130, fmt_str_lengths=200, tbl_hide_dataframe_shape=True):
         print(best(table).select("method", "supervision", "trial", "rmse", "default", "steps"))
     for row in best(table).iter_rows(named=True):
-        name = row["method"] if row["supervision"] == "none" else f"{row['method']} (joint)"
-        print(f'    "{name}": {json.dumps(json.loads(row["numbers"]))},')
+        print(f'    "{searched_name(row["method"], row["supervision"])}": {json.dumps(json.loads(row["numbers"]))},')
     return 0
 
 

@@ -12,6 +12,7 @@ from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.experiments.nonlinear import DrawSpec, draw, score_metrics
 from hcl_jax.linalg import inverse_root
 from hcl_jax.networks import TrainingConfig, hcl
+from hcl_jax.networks.evidence import called_absent
 from hcl_jax.views import standardise
 
 DOUBLE = TrainingConfig(dtype="float64")
@@ -178,7 +179,7 @@ def test_the_supervised_head_starts_at_a_linear_prediction(n_classes):
 
 def test_structures_are_absent_beside_the_others_or_by_what_explains_them():
     """Correlations near those that were met with structure 123, and 12, offered and absent."""
-    called = lambda correlation, explained: hcl.called_absent(jnp.array(correlation), jnp.array(explained)).tolist()
+    called = lambda correlation, explained: called_absent(jnp.array(correlation), jnp.array(explained)).tolist()
     assert called([0.62, 0.94, 0.93, 0.94], [0.03, -0.05, -0.05, -0.04]) == [True, False, False, False]
     assert called([0.94, 0.82, 0.93, 0.94], [-0.05, 0.45, -0.05, -0.04]) == [False, True, False, False]
     assert called([0.5, 0.45, 0.55, 0.5], [-0.05, 0.0, -0.05, 0.1]) == [False] * 4  # noise that all of them share

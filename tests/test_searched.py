@@ -6,7 +6,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from hcl_jax.experiments.searched import BUDGET, CHOSEN, LEARNING_RATE, SPACES, study_config, trial_numbers, with_numbers
+from hcl_jax.experiments.searched import (
+    BUDGET,
+    CHOSEN,
+    LEARNING_RATE,
+    SPACES,
+    searched_name,
+    study_config,
+    trial_numbers,
+    with_numbers,
+)
 from hcl_jax.networks import NETWORKS, configuration
 from simulations import search
 
@@ -45,8 +54,7 @@ def test_what_the_study_fits_is_what_the_table_says_was_best():
     table = pl.read_csv(TABLE)
     assert len(set(table.group_by("method", "supervision").len()["len"])) == 1
     for row in search.best(table).iter_rows(named=True):
-        name = row["method"] if row["supervision"] == "none" else f"{row['method']} (joint)"
-        assert CHOSEN[name] == json.loads(row["numbers"])
+        assert CHOSEN[searched_name(row["method"], row["supervision"])] == json.loads(row["numbers"])
     assert len(CHOSEN) == 2 * len(SPACES)
 
 

@@ -19,6 +19,7 @@ from hcl_jax.importance import ImportanceConfig, structure_importance
 from hcl_jax.links import sample_linked_observations, sample_links
 from hcl_jax.model import sample_normal_loadings
 from hcl_jax.networks import NETWORKS, TrainingConfig, hcl, load
+from hcl_jax.networks.evidence import structure_evidence
 from hcl_jax.prediction import FoldMoments, ridge
 
 jax.config.update("jax_enable_x64", True)
@@ -51,8 +52,8 @@ for name, fitted in {"linear": linear, "normal scores": copula, "network": netwo
 assert r_squared(network.transform(views), "12") > r_squared(linear.transform(views), "12")
 
 # 3. Is each shared structure there? Correlation of what its views say of it, and how much of it other structures explain.
-print(hcl.structure_evidence(network, train))
-assert not any(found.absent for found in hcl.structure_evidence(network, train).values())
+print(structure_evidence(network, train))
+assert not any(found.absent for found in structure_evidence(network, train).values())
 
 # 4. A row that lacks a view is scored by what the others say.
 without = [test[0], jnp.full_like(test[1], jnp.nan), test[2]]

@@ -310,8 +310,13 @@ def maximise_bound(
 
 
 def _check_fit(covariance: SampleCovariance, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
-    """As `check_iterative`, and at least one step: before it there is no bound."""
+    """As `check_iterative`, and at least one step."""
     check_iterative(covariance, hierarchy, tolerance, max_steps)
+    _check_some_step(max_steps)
+
+
+def _check_some_step(max_steps: int) -> None:
+    """Before the first step there is no bound."""
     if not isinstance(max_steps, jax.core.Tracer):
         check_count(max_steps, "max_steps", 1)
 
@@ -395,10 +400,9 @@ def hcl_vb(
 
 
 def _check_fit_by_pattern(moments: Any, hierarchy: Hierarchy, tolerance: float | None, max_steps: int) -> None:
-    """As `check_by_pattern`, and at least one step: before it there is no bound."""
+    """As `check_by_pattern`, and at least one step."""
     check_by_pattern(moments, hierarchy, tolerance, max_steps)
-    if not isinstance(max_steps, jax.core.Tracer):
-        check_count(max_steps, "max_steps", 1)
+    _check_some_step(max_steps)
 
 
 @compiled(check=_check_fit_by_pattern)

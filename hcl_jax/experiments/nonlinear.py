@@ -25,6 +25,7 @@ from hcl_jax.links import check_link, sample_linked_observations, sample_links
 from hcl_jax.model import Truth, check_latent, sample_normal_loadings
 from hcl_jax.networks import NETWORKS, NetworkFit, hcl
 from hcl_jax.networks.ceiling import fit_ceiling
+from hcl_jax.networks.evidence import called_absent, evidence
 from hcl_jax.scores import posterior_mean_scores
 from hcl_jax.structure import Hierarchy, Structure
 
@@ -160,10 +161,10 @@ def presence_metrics(fitted: NetworkFit, rows: Float[Array, "n d"], truth: Hiera
     `called_absent`: the share of the structures that the truth lacks, and that are called absent; `called_wrongly`: the number of
     those that it has, and are; `most_explained` and `least_correlation` of the latter, and both of the former.
     """
-    correlation, explained = hcl.evidence(fitted.network, fitted.standardised(rows))
+    correlation, explained = evidence(fitted.network, fitted.standardised(rows))
     shared = [s for s in fitted.hierarchy.structures if len(s) > 1]
     there = np.array([s in truth.structures for s in shared])
-    called = hcl.called_absent(correlation, explained)
+    called = called_absent(correlation, explained)
     dtype = rows.dtype
     return {
         "called_absent": jnp.mean(called[~there].astype(dtype)),

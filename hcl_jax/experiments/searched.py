@@ -78,7 +78,12 @@ def study_config(name: str, supervision: str, *, chosen: bool = True) -> Any:
     if name not in SPACES:
         return config if supervision == "none" else dataclasses.replace(config, supervision=supervision)
     config = dataclasses.replace(config, supervision=supervision, training=dataclasses.replace(config.training, **BUDGET))
-    return with_numbers(config, CHOSEN[name if supervision == "none" else f"{name} (joint)"]) if chosen else config
+    return with_numbers(config, CHOSEN[searched_name(name, supervision)]) if chosen else config
+
+
+def searched_name(name: str, supervision: str) -> str:
+    """Of a search: what supervised training finds serves training that is tuned as well."""
+    return name if supervision == "none" else f"{name} (joint)"
 
 
 def trial_numbers(name: str, supervision: str, trial: int, seed: int = 0) -> dict[str, float]:

@@ -3,14 +3,17 @@
 A copy says of a row what the change has left: what a loss of copies can keep is decided here.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from hcl_jax.linalg import inverse_root
 from hcl_jax.networks.modules import Constant
+from hcl_jax.networks.training import Batch
+from hcl_jax.structure import Hierarchy
 
 Rows = Float[Array, "n _p"]
 Augmentation = Literal["noise", "conditioned", "published"]
@@ -62,6 +65,20 @@ def shared_directions(views: tuple[Rows, ...]) -> tuple[Float[Array, "_p _p"], .
         basis = jnp.where((lengths > 1e-3 * lengths[0])[None, :], basis, 0)
         projectors.append(basis @ basis.T)
     return tuple(projectors)
+
+
+def none_spared(hierarchy: Hierarchy, config: Any) -> tuple[Constant, ...]:
+    """The projectors of a network with "conditioned" copies before its training rows are known: 0. None for other copies."""
+    if config.augmentation != "conditioned":
+        return ()
+    return tuple(Constant(jnp.zeros((d, d), config.training.dtype)) for d in hierarchy.dims)
+
+
+def find_spared(network: Any, rows: Batch, hierarchy: Hierarchy, config: Any) -> Any:
+    """The network, whose "conditioned" copies spare the `shared_directions` of the training rows."""
+    if config.augmentation != "conditioned":
+        return network
+    return eqx.tree_at(lambda net: net.spared, network, tuple(map(Constant, shared_directions(rows.views))))
 
 
 def augmented(

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from hcl_jax.networks import hcl
 from hcl_jax.networks.hcl import HclConfig
-from hcl_jax.networks.network import Method, NetworkFit, fit_rows
+from hcl_jax.networks.network import Method, NetworkFit, all_columns, fit_rows
 from hcl_jax.networks.training import Batch
 from hcl_jax.structure import Hierarchy
 
@@ -28,6 +28,7 @@ class CeilingNetwork(hcl.HclNetwork):
 
 
 def build(key: Key[Array, ""], hierarchy: Hierarchy, config: hcl.HclConfig) -> CeilingNetwork:
+    """As nonlinear HCL begins."""
     network = hcl.build(key, hierarchy, config)
     return CeilingNetwork(**{name: getattr(network, name) for name in network.__dataclass_fields__})
 
@@ -38,7 +39,7 @@ def no_loss(network: CeilingNetwork, batch: Batch, key: Key[Array, ""], config: 
 
 
 CONFIG = HclConfig()
-METHOD = Method("supervised", hcl.HclConfig, build, no_loss, hcl.membership, hcl.start)
+METHOD = Method("supervised", hcl.HclConfig, build, no_loss, all_columns, hcl.start)
 
 
 def fit_ceiling(

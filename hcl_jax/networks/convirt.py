@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +10,25 @@ from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.networks.independence import symmetric_info_nce, unit
 from hcl_jax.networks.modules import Perceptron, Skipped, redrawn
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.network import (
+    HEAD,
+    Method,
+    Network,
+    NetworkConfig,
+    NetworkFit,
+    Rows,
+    check_modalities,
+    check_widths,
+    fit_network,
+)
 from hcl_jax.networks.training import Batch, TrainingConfig
 from hcl_jax.structure import Hierarchy, structure_name
 from hcl_jax.views import check_options
 
-HEAD = 256
-"""Width of the supervised head's hidden layer."""
-
 
 class Preset(NamedTuple):
+    """What tells the variants apart; see the options of the same names."""
+
     inputs: Literal["normal", "standardised"]
     temperature: float
     direction: float
@@ -50,6 +59,7 @@ class ConvirtConfig(NetworkConfig):
     hidden: widths of the encoders' hidden layers.
     """
 
+    presets: ClassVar = PRESETS
     training: TrainingConfig = TrainingConfig(batch_size=1024, learning_rate=3e-3)
     variant: Literal["default", "paper", "port", "trained"] = "default"
     inputs: Literal["normal", "standardised"] | None = None  # type: ignore[assignment]
@@ -59,16 +69,11 @@ class ConvirtConfig(NetworkConfig):
     hidden: tuple[int, ...] = (256, 128)
 
     def __post_init__(self) -> None:
-        check_options(self, choices={"variant": tuple(PRESETS)})
-        for name, value in PRESETS[self.variant]._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         super().__post_init__()
         check_options(self, choices={}, positive=("temperature",), least={"rank": 1})
         if self.direction is None or not 0 <= self.direction <= 1:
             raise ValueError(f"direction: is {self.direction}; expected a number from 0 to 1")
-        if min(self.hidden, default=1) < 1:
-            raise ValueError(f"hidden: is {self.hidden}; expected positive widths")
+        check_widths(self, "hidden")
 
 
 class Convirt(Network):
@@ -144,8 +149,8 @@ def membership(hierarchy: Hierarchy, config: ConvirtConfig) -> np.ndarray:
 
 
 def check(hierarchy: Hierarchy, config: ConvirtConfig) -> None:
-    if hierarchy.n_modalities < 2:
-        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modality; expected at least 2, as views are compared")
+    """Raise `ValueError` for a single view."""
+    check_modalities(hierarchy, "views are compared")
 
 
 METHOD = Method("convirt", ConvirtConfig, build, loss, membership, check=check)

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,14 +21,22 @@ from jaxtyping import Array, Bool, Float, Key
 from hcl_jax.networks.attention import TransformerLayer, check_heads
 from hcl_jax.networks.independence import binned, first_label, first_match_triplet, orthogonality, triplet_hinge, unit
 from hcl_jax.networks.modules import Perceptron, Skipped, redrawn, rowwise
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.network import (
+    HEAD,
+    Method,
+    Network,
+    NetworkConfig,
+    NetworkFit,
+    Rows,
+    check_modalities,
+    check_widths,
+    fit_network,
+)
 from hcl_jax.networks.training import Batch
 from hcl_jax.networks.tsd import mean_present, mean_square, overlap
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import check_options
 
-HEAD = 256
-"""Width of the supervised head's hidden layer."""
 TOKEN = 32
 """Width of the tokens of the default variant."""
 TOKENS = 4
@@ -36,6 +44,8 @@ TOKENS = 4
 
 
 class Preset(NamedTuple):
+    """What tells the variants apart; see the options of the same names."""
+
     inputs: Literal["normal", "standardised"]
     reconstruction: float
     specific: float
@@ -71,6 +81,7 @@ class DlfConfig(NetworkConfig):
     heads: of the attention. None: 2 where these divide the width of its tokens, else 1.
     """
 
+    presets: ClassVar = PRESETS
     variant: Literal["default", "port", "official"] = "default"
     inputs: Literal["normal", "standardised"] | None = None  # type: ignore[assignment]
     reconstruction: float | None = None
@@ -84,14 +95,9 @@ class DlfConfig(NetworkConfig):
     heads: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self, choices={"variant": tuple(PRESETS)})
-        for name, value in PRESETS[self.variant]._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         super().__post_init__()
         check_options(self, choices={}, least=dict.fromkeys((*Preset._fields[1:], "margin", "label_margin"), 0))
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden: is {self.hidden}; expected at least one positive width")
+        check_widths(self, "hidden", least=1)
         if self.variant != "default" and self.alignment:
             raise ValueError(f"alignment: is {self.alignment}; expected 0, as only the default variant has it")
 
@@ -351,11 +357,10 @@ def membership(hierarchy: Hierarchy, config: DlfConfig) -> np.ndarray:
 
 
 def check(hierarchy: Hierarchy, config: DlfConfig) -> None:
-    M = hierarchy.n_modalities
-    if M < 2:
-        raise ValueError(f"hierarchy: has {M} modality; expected at least 2, as shared codes are those of several")
-    if config.variant == "port" and M != 3:
-        raise ValueError(f"hierarchy: has {M} modalities; expected 3, as the port has")
+    """Raise `ValueError` for a single view, not three in the port, and heads that do not divide the width of the tokens."""
+    check_modalities(hierarchy, "shared codes are those of several")
+    if config.variant == "port":
+        check_modalities(hierarchy, "the port has", 3)
     width = TOKEN if config.variant == "default" else widths(hierarchy, config)[0]
     check_heads(_heads(config, width), width)
 

@@ -7,7 +7,7 @@ below (InfoNCE, "nce"), what is to fall from above (NCE-CLUB, "club"). Without l
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,22 +15,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from hcl_jax.networks.augmentation import AUGMENTATIONS, Augmentation, augmented, shared_directions
-from hcl_jax.networks.independence import binned, club, first_label, info_nce, same_label
+from hcl_jax.networks.augmentation import AUGMENTATIONS, Augmentation, augmented, find_spared, none_spared
+from hcl_jax.networks.independence import binned, club, first_label, info_nce, same_label, two_way_info_nce
 from hcl_jax.networks.modules import CRITICS, Concatenated, Constant, Perceptron, Separable, redrawn
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.network import (
+    HEAD,
+    Method,
+    Network,
+    NetworkConfig,
+    NetworkFit,
+    Rows,
+    check_modalities,
+    check_widths,
+    fit_network,
+)
 from hcl_jax.networks.training import Batch, Critics, TrainingConfig
 from hcl_jax.structure import Hierarchy, Structure, structure_name
 from hcl_jax.views import check_options
-
-HEAD = 256
-"""Width of the supervised head's hidden layer."""
 
 Head = tuple[int, str]
 """(View, part or term): whose code a head makes, and for what."""
 
 
 class Preset(NamedTuple):
+    """What tells the variants apart; see the options of the same names."""
+
     inputs: Literal["normal", "standardised"]
     heads: Literal["part", "term"]
     critic: Literal["separable", "concatenated"]
@@ -69,6 +78,7 @@ class FactorclConfig(NetworkConfig):
     512; 128 and 128; and 512 and 512.
     """
 
+    presets: ClassVar = PRESETS
     training: TrainingConfig = TrainingConfig(weight_decay=0.0)
     variant: Literal["default", "published"] = "default"
     inputs: Literal["normal", "standardised"] | None = None  # type: ignore[assignment]
@@ -88,10 +98,6 @@ class FactorclConfig(NetworkConfig):
     critic_hidden: tuple[int, ...] = (64,)
 
     def __post_init__(self) -> None:
-        check_options(self, choices={"variant": tuple(PRESETS)})
-        for name, value in PRESETS[self.variant]._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         super().__post_init__()
         choices = {
             "mode": ("pairwise", "lattice"),
@@ -102,10 +108,7 @@ class FactorclConfig(NetworkConfig):
             "scores": ("heads", "backbones"),
         }
         check_options(self, choices=choices, positive=("critic_speed",), least={"strength": 0, "critic_steps": 1, "width": 1})
-        for name in ("hidden", "head_hidden", "critic_hidden"):
-            widths = getattr(self, name)
-            if not widths or min(widths) < 1:
-                raise ValueError(f"{name}: is {widths}; expected at least one positive width")
+        check_widths(self, "hidden", "head_hidden", "critic_hidden", least=1)
         if self.mode == "lattice" and self.heads == "term":
             raise ValueError("heads: is 'term'; expected 'part' for the lattice, whose parts are told apart by their codes")
 
@@ -251,7 +254,7 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: FactorclConfig) -> 
         lower=critics[False],
         upper=critics[True],
         head=perceptron((len(columns) or hierarchy.n_modalities) * r, HEAD, config.n_outputs),
-        spared=tuple(Constant(jnp.zeros((d, d), dtype)) for d in hierarchy.dims) if config.augmentation == "conditioned" else (),
+        spared=none_spared(hierarchy, config),
         columns=columns,
         terms=terms(hierarchy, config),
     )
@@ -269,13 +272,6 @@ def _widths(term: Term, config: FactorclConfig, labelled: bool) -> tuple[int, in
     if not labelled:
         return 2 * left, 2 * right
     return left + config.n_outputs, right + (config.n_outputs if config.condition == "mask" else 0)
-
-
-def start(network: Factorcl, rows: Batch, hierarchy: Hierarchy, config: FactorclConfig) -> Factorcl:
-    """What conditioned copies leave alone is found in the training rows."""
-    if config.augmentation != "conditioned":
-        return network
-    return eqx.tree_at(lambda net: net.spared, network, tuple(map(Constant, shared_directions(rows.views))))
 
 
 class Sides(NamedTuple):
@@ -336,8 +332,7 @@ def scores_of(network: Factorcl, term: Term, held: Sides, config: FactorclConfig
 
 def lower_bound(scores: Float[Array, "n n"], alike: Bool[Array, "n n"] | None, config: FactorclConfig) -> Float[Array, ""]:
     """InfoNCE: the mean of both ways to normalise, or as published for every right side over the left ones."""
-    by_column = info_nce(scores.T, alike)
-    return by_column if config.variant == "published" else (by_column + info_nce(scores, alike)) / 2
+    return info_nce(scores.T, alike) if config.variant == "published" else two_way_info_nce(scores, alike)
 
 
 def _copies(key: Key[Array, ""], network: Factorcl, batch: Batch, config: FactorclConfig) -> tuple[Rows, ...] | None:
@@ -399,6 +394,7 @@ def learning(
 
 
 def upper_critics(network: Factorcl) -> dict[str, Any]:
+    """Those that take turns with the rest."""
     return network.upper
 
 
@@ -411,11 +407,13 @@ def membership(hierarchy: Hierarchy, config: FactorclConfig) -> np.ndarray:
 
 
 def check(hierarchy: Hierarchy, config: FactorclConfig) -> None:
-    if hierarchy.n_modalities < 2:
-        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modality; expected at least 2, as views are compared")
+    """Raise `ValueError` for a single view."""
+    check_modalities(hierarchy, "views are compared")
 
 
-METHOD = Method("factorcl", FactorclConfig, build, loss, membership, start, check=check, critics=Critics(upper_critics, learning))
+METHOD = Method(
+    "factorcl", FactorclConfig, build, loss, membership, find_spared, check=check, critics=Critics(upper_critics, learning)
+)
 
 
 def fit(

@@ -13,13 +13,22 @@ from typing import Any, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.contrastive import linear_loss, similarities
 from hcl_jax.networks.independence import signed_overlap, unit_structures
 from hcl_jax.networks.modules import Perceptron, redrawn
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.network import (
+    Method,
+    Network,
+    NetworkConfig,
+    NetworkFit,
+    Rows,
+    all_columns,
+    check_modalities,
+    check_widths,
+    fit_network,
+)
 from hcl_jax.networks.training import Batch
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import check_options
@@ -42,8 +51,7 @@ class HclReleasedConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self, choices={}, least={"penalty": 0, "head": 1})
-        if min(self.hidden, default=1) < 1:
-            raise ValueError(f"hidden: is {self.hidden}; expected positive widths")
+        check_widths(self, "hidden")
 
 
 class HclReleasedNetwork(Network):
@@ -102,16 +110,12 @@ def loss(
     return contrast + config.penalty * overlap, {"contrast": contrast, "overlap": overlap}
 
 
-def membership(hierarchy: Hierarchy, config: HclReleasedConfig) -> np.ndarray:
-    return hierarchy.modality_mask
-
-
 def check(hierarchy: Hierarchy, config: HclReleasedConfig) -> None:
-    if hierarchy.n_modalities != 3:
-        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modalities; expected 3, as the released code has")
+    """Raise `ValueError` unless there are three views."""
+    check_modalities(hierarchy, "the released code has", 3)
 
 
-METHOD = Method("hcl-released", HclReleasedConfig, build, loss, membership, check=check)
+METHOD = Method("hcl-released", HclReleasedConfig, build, loss, all_columns, check=check)
 
 
 def fit(

@@ -225,6 +225,11 @@ def info_nce(scores: Float[Array, "n n"], alike: Bool[Array, "n n"] | None = Non
     return jnp.mean(jnp.diagonal(scores) - jax.nn.logsumexp(kept, axis=1) + jnp.log(count))
 
 
+def two_way_info_nce(scores: Float[Array, "n n"], alike: Bool[Array, "n n"] | None = None) -> Float[Array, ""]:
+    """The mean of `info_nce` over both ways to normalise."""
+    return (info_nce(scores, alike) + info_nce(scores.T, alike)) / 2
+
+
 def symmetric_info_nce(scores: Float[Array, "n n"], temperature: Scalar = 0.1, weight: Scalar = 0.75) -> Float[Array, ""]:
     """λ × the cross-entropy of the rows of s/τ + (1 − λ) × that of its columns: the loss of ConVIRT (Zhang et al. 2022, eq. 4).
 

@@ -12,8 +12,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from hcl_jax.compiled import compiled
-from hcl_jax.networks.independence import club, info_nce
+from hcl_jax.networks.independence import club, two_way_info_nce
 from hcl_jax.networks.modules import CRITICS, Concatenated, Separable, redrawn
+from hcl_jax.networks.network import check_widths
 from hcl_jax.networks.training import Batch, TrainingConfig, held_out_rows, join_numbers, split_numbers, train_network
 from hcl_jax.views import as_key, centre_and_scale, check_options
 
@@ -32,8 +33,7 @@ class InformationConfig:
 
     def __post_init__(self) -> None:
         check_options(self, choices={"critic": tuple(CRITICS)})
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden: is {self.hidden}; expected at least one positive width")
+        check_widths(self, "hidden", least=1)
         if self.training.held_out == 0:
             raise ValueError(
                 "training: holds out no rows; expected a positive share, as bounds are taken on rows that are held out"
@@ -62,8 +62,7 @@ def nce_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Minus the mean of InfoNCE over both ways to normalise."""
     scores = critic(*batch.views)
-    lower = (info_nce(scores) + info_nce(scores.T)) / 2
-    return -lower, {"upper": club(scores, others_only=True)}
+    return -two_way_info_nce(scores), {"upper": club(scores, others_only=True)}
 
 
 def critic_bounds(
@@ -73,7 +72,7 @@ def critic_bounds(
 
     def of(batch: tuple[Array, Array]) -> Array:
         scores = critic(*batch)
-        return jnp.stack([(info_nce(scores) + info_nce(scores.T)) / 2, club(scores, others_only=True)])
+        return jnp.stack([two_way_info_nce(scores), club(scores, others_only=True)])
 
     return lax.map(of, (x, y)).T
 

@@ -22,7 +22,7 @@ from hcl_jax.fitted import Fitted, LinearFit, check_views, fit_estimator, read_r
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.links import Link, check_links
 from hcl_jax.marginals import NormalScores
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network, split_views
+from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, all_columns, fit_network, split_views
 from hcl_jax.networks.training import Batch, TrainingConfig
 from hcl_jax.scores import posterior_mean_scores
 from hcl_jax.structure import Hierarchy, as_hierarchy
@@ -314,11 +314,7 @@ def loss(
     return -network.log_density(views).mean() / network.hierarchy.n_features, {}
 
 
-def membership(hierarchy: Hierarchy, config: FlowConfig) -> np.ndarray:
-    return hierarchy.modality_mask
-
-
-METHOD = Method("hcl-flow", FlowConfig, build, loss, membership, start)
+METHOD = Method("hcl-flow", FlowConfig, build, loss, all_columns, start)
 
 
 def fit_flow(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,13 +23,21 @@ from hcl_jax.linalg import inverse_root
 from hcl_jax.networks.attention import TransformerLayer, check_heads
 from hcl_jax.networks.independence import cmd, difference, unit
 from hcl_jax.networks.modules import Perceptron, Skipped, redrawn, rowwise
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.network import (
+    HEAD,
+    Method,
+    Network,
+    NetworkConfig,
+    NetworkFit,
+    Rows,
+    check_modalities,
+    check_widths,
+    fit_network,
+)
 from hcl_jax.networks.training import Batch, TrainingConfig
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import check_options
 
-HEAD = 256
-"""Width of the supervised head's hidden layer."""
 TOKEN = 32
 """Width to which the default variant brings codes of unlike widths, to make tokens of them."""
 OFFICIAL_FEEDFORWARD = 2048
@@ -37,6 +45,8 @@ OFFICIAL_FEEDFORWARD = 2048
 
 
 class Preset(NamedTuple):
+    """What tells the variants apart; see the options of the same names."""
+
     inputs: Literal["normal", "standardised"]
     similarity: float
     difference: float
@@ -66,6 +76,7 @@ class MisaConfig(NetworkConfig):
     heads: of the transformer. None: 2 where these divide the width of its tokens, else 1.
     """
 
+    presets: ClassVar = PRESETS
     training: TrainingConfig = TrainingConfig(batch_size=1024, learning_rate=3e-3)
     variant: Literal["default", "port", "official"] = "default"
     inputs: Literal["normal", "standardised"] | None = None  # type: ignore[assignment]
@@ -78,15 +89,10 @@ class MisaConfig(NetworkConfig):
     heads: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self, choices={"variant": tuple(PRESETS)})
-        for name, value in PRESETS[self.variant]._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         super().__post_init__()
         weights = dict.fromkeys(("similarity", "difference", "reconstruction"), 0)
         check_options(self, choices={}, least={"shared_rank": 1, "heads": 1} | weights)
-        if min(self.hidden, default=1) < 1:
-            raise ValueError(f"hidden: is {self.hidden}; expected positive widths")
+        check_widths(self, "hidden")
         if self.private_ranks is not None and self.variant != "default":
             raise ValueError(
                 f"private_ranks: are {self.private_ranks}; expected None, as codes of {self.variant!r} have one width"
@@ -357,9 +363,9 @@ def membership(hierarchy: Hierarchy, config: MisaConfig) -> np.ndarray:
 
 
 def check(hierarchy: Hierarchy, config: MisaConfig) -> None:
+    """Raise `ValueError` for a single view, private ranks that are not one a view, and heads that do not divide the tokens."""
+    check_modalities(hierarchy, "shared codes are those of several")
     M = hierarchy.n_modalities
-    if M < 2:
-        raise ValueError(f"hierarchy: has {M} modality; expected at least 2, as shared codes are those of several")
     if config.private_ranks is not None and len(config.private_ranks) != M:
         raise ValueError(f"private_ranks: are {config.private_ranks}; expected {M}, one a view")
     width = TOKEN if config.variant == "default" else widths(hierarchy, config)[0]

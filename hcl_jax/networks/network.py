@@ -4,11 +4,11 @@ import dataclasses
 import json
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -25,6 +25,8 @@ from hcl_jax.structure import Hierarchy, as_hierarchy
 from hcl_jax.views import UNREADABLE, as_key, as_labels, as_response, centre_and_scale, check_options
 
 Rows = Float[Array, "n _p"]
+HEAD = 256
+"""Width of the supervised head's hidden layer, of methods that do not say otherwise."""
 
 
 class Network(eqx.Module):
@@ -50,6 +52,8 @@ class NetworkConfig:
     n_classes: of an integer response; None where the response is a number.
     """
 
+    presets: ClassVar[Mapping[str, Any]] = {}
+    """By variant, a named tuple of the options that are its own: those that are None are filled in from it."""
     training: TrainingConfig = TrainingConfig()
     inputs: Literal["normal", "standardised"] = "normal"
     supervision: Literal["joint", "tuned", "none"] = "joint"
@@ -57,6 +61,12 @@ class NetworkConfig:
     n_classes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.presets:
+            variant = self.variant  # type: ignore[attr-defined]  # of methods with presets
+            check_options(self, choices={"variant": tuple(self.presets)})
+            for name, value in self.presets[variant]._asdict().items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
         least = {"task_weight": 0, "n_classes": 2}
         choices = {"inputs": tuple(MARGINALS), "supervision": ("joint", "tuned", "none")}
         check_options(self, choices=choices, least=least)
@@ -64,6 +74,28 @@ class NetworkConfig:
     @property
     def n_outputs(self) -> int:
         return 1 if self.n_classes is None else self.n_classes
+
+
+def check_widths(config: Any, *names: str, least: int = 0) -> None:
+    """Raise `ValueError` unless these options are that many positive widths of layers, or more."""
+    for name in names:
+        widths = getattr(config, name)
+        if len(widths) < least or min(widths, default=1) < 1:
+            expected = "at least one positive width" if least else "positive widths"
+            raise ValueError(f"{name}: is {widths}; expected {expected}")
+
+
+def check_modalities(hierarchy: Hierarchy, reason: str, exactly: int | None = None) -> None:
+    """Raise `ValueError` for a hierarchy of a single modality, or not of exactly so many."""
+    M = hierarchy.n_modalities
+    if exactly != M if exactly else M < 2:
+        count = "1 modality" if M == 1 else f"{M} modalities"
+        raise ValueError(f"hierarchy: has {count}; expected {exactly or 'at least 2'}, as {reason}")
+
+
+def all_columns(hierarchy: Hierarchy, config: Any) -> np.ndarray:
+    """The membership of scores that are the hierarchy's factors, M × K."""
+    return hierarchy.modality_mask
 
 
 @dataclass(frozen=True)

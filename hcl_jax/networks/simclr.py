@@ -4,26 +4,34 @@ A view's code is to be found from the other views' codes of the sample ("cross")
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from hcl_jax.networks.augmentation import AUGMENTATIONS, Augmentation, augmented, shared_directions
+from hcl_jax.networks.augmentation import AUGMENTATIONS, Augmentation, augmented, find_spared, none_spared
 from hcl_jax.networks.independence import binned, first_label, same_label, supcon, unit
 from hcl_jax.networks.modules import Constant, Perceptron, redrawn
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.network import (
+    HEAD,
+    Method,
+    Network,
+    NetworkConfig,
+    NetworkFit,
+    Rows,
+    check_modalities,
+    check_widths,
+    fit_network,
+)
 from hcl_jax.networks.training import Batch, TrainingConfig
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import check_options
 
-HEAD = 256
-"""Width of the supervised head's hidden layer."""
-
 
 class Preset(NamedTuple):
+    """What tells the variants apart; see the options of the same names."""
+
     inputs: Literal["normal", "standardised"]
     augmentation: Augmentation
     normalise: bool
@@ -50,6 +58,7 @@ class SimclrConfig(NetworkConfig):
     width: of all codes. hidden, head_hidden: widths of the hidden layers of encoders and projections.
     """
 
+    presets: ClassVar = PRESETS
     training: TrainingConfig = TrainingConfig(weight_decay=0.0)
     variant: Literal["default", "published"] = "default"
     inputs: Literal["normal", "standardised"] | None = None  # type: ignore[assignment]
@@ -64,10 +73,6 @@ class SimclrConfig(NetworkConfig):
     head_hidden: tuple[int, ...] = (32,)
 
     def __post_init__(self) -> None:
-        check_options(self, choices={"variant": tuple(PRESETS)})
-        for name, value in PRESETS[self.variant]._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         super().__post_init__()
         choices = {
             "objective": ("cross", "cross-self", "cross-self-heads"),
@@ -75,9 +80,7 @@ class SimclrConfig(NetworkConfig):
             "augmentation": AUGMENTATIONS,
         }
         check_options(self, choices=choices, positive=("temperature",), least={"strength": 0, "width": 1})
-        for name in ("hidden", "head_hidden"):
-            if min(getattr(self, name), default=1) < 1:
-                raise ValueError(f"{name}: is {getattr(self, name)}; expected positive widths")
+        check_widths(self, "hidden", "head_hidden")
 
 
 class Simclr(Network):
@@ -112,16 +115,9 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: SimclrConfig) -> Si
         projections=projections(),
         own=projections() if config.objective == "cross-self-heads" else (),
         head=perceptron(len(dims) * r, HEAD, config.n_outputs),
-        spared=tuple(Constant(jnp.zeros((d, d), dtype)) for d in dims) if config.augmentation == "conditioned" else (),
+        spared=none_spared(hierarchy, config),
     )
     return redrawn(key, network)
-
-
-def start(network: Simclr, rows: Batch, hierarchy: Hierarchy, config: SimclrConfig) -> Simclr:
-    """What conditioned copies leave alone is found in the training rows."""
-    if config.augmentation != "conditioned":
-        return network
-    return eqx.tree_at(lambda net: net.spared, network, tuple(map(Constant, shared_directions(rows.views))))
 
 
 def loss(
@@ -155,11 +151,11 @@ def membership(hierarchy: Hierarchy, config: SimclrConfig) -> np.ndarray:
 
 
 def check(hierarchy: Hierarchy, config: SimclrConfig) -> None:
-    if hierarchy.n_modalities < 2:
-        raise ValueError(f"hierarchy: has {hierarchy.n_modalities} modality; expected at least 2, as views are compared")
+    """Raise `ValueError` for a single view."""
+    check_modalities(hierarchy, "views are compared")
 
 
-METHOD = Method("simclr", SimclrConfig, build, loss, membership, start, check=check)
+METHOD = Method("simclr", SimclrConfig, build, loss, membership, find_spared, check=check)
 
 
 def fit(

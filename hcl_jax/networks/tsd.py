@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,13 +22,21 @@ from jaxtyping import Array, Bool, Float, Key
 from hcl_jax.networks.attention import TransformerLayer, check_heads, tokenwise
 from hcl_jax.networks.independence import hsic
 from hcl_jax.networks.modules import Perceptron, Skipped, redrawn, rowwise
-from hcl_jax.networks.network import Method, Network, NetworkConfig, NetworkFit, Rows, fit_network
+from hcl_jax.networks.network import (
+    HEAD,
+    Method,
+    Network,
+    NetworkConfig,
+    NetworkFit,
+    Rows,
+    check_modalities,
+    check_widths,
+    fit_network,
+)
 from hcl_jax.networks.training import Batch
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import check_options
 
-HEAD = 256
-"""Width of the supervised head's hidden layer."""
 SUPERVISOR = 64
 """Width of the supervisors' hidden layers."""
 TOKEN = 32
@@ -42,6 +50,8 @@ Pair = tuple[int, int]
 
 
 class Preset(NamedTuple):
+    """What tells the variants apart; see the options of the same names."""
+
     inputs: Literal["normal", "standardised"]
     common: float
     pair: float
@@ -74,6 +84,7 @@ class TsdConfig(NetworkConfig):
     heads: of the attention of the default variant.
     """
 
+    presets: ClassVar = PRESETS
     variant: Literal["default", "port"] = "default"
     inputs: Literal["normal", "standardised"] | None = None  # type: ignore[assignment]
     common: float | None = None
@@ -86,15 +97,10 @@ class TsdConfig(NetworkConfig):
     heads: int = 2
 
     def __post_init__(self) -> None:
-        check_options(self, choices={"variant": tuple(PRESETS)})
-        for name, value in PRESETS[self.variant]._asdict().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         super().__post_init__()
         check_options(self, choices={}, least=dict.fromkeys(Preset._fields[1:], 0))
         check_heads(self.heads, TOKEN)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden: is {self.hidden}; expected at least one positive width")
+        check_widths(self, "hidden", least=1)
         if self.variant == "port" and self.reconstruction:
             raise ValueError(f"reconstruction: is {self.reconstruction}; expected 0, as the port rebuilds nothing")
 
@@ -154,6 +160,7 @@ def mean(values: Sequence[Float[Array, ""]], like: Rows) -> Float[Array, ""]:
 
 
 def mean_square(a: Rows, b: Rows) -> Float[Array, ""]:
+    """Of the difference, over rows and columns."""
     return jnp.mean((a - b) ** 2)
 
 
@@ -387,11 +394,10 @@ def membership(hierarchy: Hierarchy, config: TsdConfig) -> np.ndarray:
 
 
 def check(hierarchy: Hierarchy, config: TsdConfig) -> None:
-    M = hierarchy.n_modalities
-    if M < 2:
-        raise ValueError(f"hierarchy: has {M} modality; expected at least 2, as common codes are those of several")
-    if config.variant == "port" and M != 3:
-        raise ValueError(f"hierarchy: has {M} modalities; expected 3, as the port has")
+    """Raise `ValueError` for a single view, and not three in the port."""
+    check_modalities(hierarchy, "common codes are those of several")
+    if config.variant == "port":
+        check_modalities(hierarchy, "the port has", 3)
 
 
 METHOD = Method("tsd", TsdConfig, build, loss, membership, check=check)
