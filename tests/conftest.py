@@ -34,6 +34,13 @@ def few_programs():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def double_precision():
+    """The next test of this process is not in the precision of a study that this one ran."""
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

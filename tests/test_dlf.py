@@ -260,6 +260,7 @@ def explained(scores, z):
     return 1 - np.mean(left**2) / np.mean(z[400:] ** 2)
 
 
+@pytest.mark.slow
 def test_factors_are_recovered_by_their_own_columns():
     """And much better than at the start.
 
@@ -284,6 +285,7 @@ def test_factors_are_recovered_by_their_own_columns():
     assert_at_least(by_own_columns(scores) - by_own_columns(untrained), 0.2, "gain")
 
 
+@pytest.mark.slow
 def test_scores_are_of_single_rows_and_of_the_views_there():
     fit_, views, _ = fitted()
     whole, held = fit_.transform(views), np.asarray(fit_.membership)

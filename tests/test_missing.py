@@ -120,6 +120,7 @@ def test_nan_rows_and_presence_say_the_same():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_batch_of_draws_with_unlike_patterns_gives_what_each_gives():
     """Inside compiled code all 2^M patterns have a place, and all rows are kept."""
     draws = [sample(TWO, seed, n=80) for seed in range(3)]

@@ -192,6 +192,7 @@ def test_rows_that_lack_nothing_have_the_posterior_of_their_covariance():
     assert_at_most(relative(mean, X.mean(axis=0)), 1e-12, "mean")
 
 
+@pytest.mark.slow
 def test_every_pattern_given_a_place_moves_no_posterior():
     """Inside compiled code all patterns have one, those that do not occur too: the general path on rows that lack nothing."""
     truth, _ = problem(TWO, noise=0.5)
