@@ -75,6 +75,12 @@ def _check_covariance_matrix(matrix: np.ndarray) -> None:
         )
 
 
+def _padded_size(n: int) -> int:
+    """The next multiple of a quarter of the largest power of 2 that n holds."""
+    step = max(1, 2 ** (n.bit_length() - 3))
+    return -(-n // step) * step
+
+
 class SampleCovariance(eqx.Module):
     """S = sample covariance with divisor ν = n − 1, held as a d × d matrix, or as centred rows X with S = XᵀX/ν.
 
@@ -114,14 +120,15 @@ class SampleCovariance(eqx.Module):
     @classmethod
     def from_data(cls, views: Any, *, form: str = "auto") -> "SampleCovariance":
         """The covariance of the samples of all views together, which are what `as_views` takes, held as the `form` says: `rows`
-        (centred), `matrix`, or `auto`: rows where these are fewer than the features. Under `jit` and `vmap` too.
+        (centred), `matrix`, `auto`: rows where these are fewer than the features; or `padded`, which is `auto` with rows of zeros
+        up to one of four sizes in an octave, so that folds of nearly equal size find one program. Under `jit` and `vmap` too.
 
         Exact to the rounding of the deviations from the mean, wherever the mean is. Raises `ValueError` as `as_views` does; for
         fewer than two rows, columns that are all constant, or an unknown form. Values are checked where they are known, outside
         compiled code.
         """
-        if form not in ("auto", "matrix", "rows"):
-            raise ValueError(f"form: is {form!r}; expected auto, matrix or rows")
+        if form not in ("auto", "matrix", "rows", "padded"):
+            raise ValueError(f"form: is {form!r}; expected auto, matrix, rows or padded")
         joined = as_views(views).joined()
         n, d = joined.shape
         if n < 2:
@@ -137,6 +144,8 @@ class SampleCovariance(eqx.Module):
                 )
         if form == "rows" or (form == "auto" and n <= d):
             return cls(data=rows, n=n)
+        if form == "padded" and n <= d:
+            return cls(data=jnp.concatenate([rows, jnp.zeros((_padded_size(n) - n, d), rows.dtype)]), n=n)
         return cls(rows.T @ rows / (n - 1), n=n)
 
     def in_unit_scale(self) -> tuple["SampleCovariance", Float[Array, ""]]:
