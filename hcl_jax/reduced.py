@@ -56,7 +56,7 @@ class ReducedViews:
         held = np.diagonal(self.moments.matrix).reshape(self.n_views, -1).sum(axis=1)
         matrix = stacked.T @ stacked / (n - 1)
         kept = matrix.diagonal().reshape(self.n_views, -1).sum(axis=1)
-        return _moments(matrix, np.asarray(self.moments.traces) - held + kept, np.asarray(self.moments.dims), n - 1)
+        return _moments(matrix, np.asarray(self.moments.traces) - held + kept, np.asarray(self.moments.dims), float(n - 1))
 
 
 def _moments(matrix: np.ndarray, traces: np.ndarray, dims: np.ndarray, nu: float) -> Moments:
@@ -73,8 +73,8 @@ class _Block(NamedTuple):
         return (self.held**2).sum(axis=0) if self.is_rows else self.held.diagonal()
 
     def alone(self, nu: float) -> np.ndarray:
-        """What of each feature's variance the others do not predict, a start that takes no excess of one feature for a factor; the
-        variances where there are too few rows to tell."""
+        """What of each feature's variance the others do not predict, a start that takes no excess of one feature for a factor;
+        the variances where there are too few rows to tell."""
         d = self.held.shape[1]
         if self.is_rows or nu < 2 * d:
             return np.maximum(self.variances(), np.finfo(float).tiny)

@@ -243,20 +243,30 @@ def select_structures(
 
 def _offer(covariance: Any, offered: Hierarchy | None, dims: Sequence[int] | None) -> Hierarchy:
     """The hierarchy that is offered. Raises `ValueError` where there is none, and unless the covariance has its features."""
-    by_pattern = isinstance(covariance, PatternMoments)
-    if not by_pattern:
+    sizes = covariance.dims if isinstance(covariance, PatternMoments) else dims
+    if offered is None:
+        if sizes is None:
+            raise ValueError("offered, dims: expected a hierarchy, or the numbers of features of the views")
+        _check_kind(covariance)
+        offered = generous(sizes, int(covariance.n))
+    _check_features(covariance, offered, "offered")
+    return offered
+
+
+def _check_kind(covariance: Any) -> None:
+    """Raise `ValueError` unless these are moments that structures can be selected from."""
+    if not isinstance(covariance, PatternMoments):
         check_covariance(covariance)
-    sizes = covariance.dims if by_pattern else dims
-    if offered is not None:
-        given = as_hierarchy(offered, "offered")
-    elif sizes is not None:
-        given = generous(sizes, int(covariance.n))
-    else:
-        raise ValueError("offered, dims: expected a hierarchy, or the numbers of features of the views")
-    features = sum(covariance.dims) if by_pattern else covariance.n_features
-    if given.n_features != features or (by_pattern and given.dims != covariance.dims):
-        raise ValueError(f"offered: has dims {given.dims}; expected those of the views, {features} features in all")
-    return given
+
+
+def _check_features(covariance: Any, hierarchy: Any, argument: str) -> None:
+    """Raise `ValueError` that names the argument unless it is a hierarchy of the covariance's features."""
+    _check_kind(covariance)
+    dims = as_hierarchy(hierarchy, argument).dims
+    by_view = isinstance(covariance, PatternMoments)
+    features = sum(covariance.dims) if by_view else covariance.n_features
+    if sum(dims) != features or (by_view and dims != covariance.dims):
+        raise ValueError(f"{argument}: has dims {dims}; expected those of the views, {features} features in all")
 
 
 def _reduced_from(covariance: SampleCovariance | PatternMoments, dims: Sequence[int], noise: str) -> ReducedViews:
@@ -299,6 +309,7 @@ def select(covariance: SampleCovariance, hierarchy: Hierarchy, *, noise: str = "
     `noise`: that of a feature is its own, unless it is known to be that of its view or of all. Raises `ValueError` when no column
     stands out, and for arguments that cannot be.
     """
+    _check_features(covariance, hierarchy, "hierarchy")
     return select_structures(covariance, hierarchy, noise=noise, grow=False).hierarchy
 
 
