@@ -32,6 +32,10 @@ class Moments(NamedTuple):
     dims: Float[Array, " M"]
     nu: Float[Array, ""]
 
+    def of(self, matrix: np.ndarray, traces: np.ndarray) -> "Moments":
+        """Other moments of the same views, as certain as these."""
+        return self._replace(matrix=jnp.asarray(matrix, float), traces=jnp.asarray(traces, float))
+
 
 @dataclass(frozen=True, eq=False)
 class ReducedViews:
@@ -42,6 +46,8 @@ class ReducedViews:
     """The scores, n × M × q, where they came from rows."""
     metrics: np.ndarray
     """M × q × q: aᵀWb is the inner product of two columns of loadings over the view's variance, in the units that came."""
+    inward: tuple[np.ndarray, ...]
+    """d_m × q of every view: its coordinates are x ↦ xᵀ`inward`."""
     visible: np.ndarray
     """The shares of its variance that the axes of a view have that stand out of the noise; 0 for the others, M × q."""
 
@@ -209,4 +215,5 @@ def _block_of(held: np.ndarray, is_rows: bool) -> _Block:
 
 def _joined(axes: Sequence[_Axes], matrix: np.ndarray, dims: Sequence[int], nu: float, scores: np.ndarray | None) -> ReducedViews:
     moments = _moments(matrix, np.array([a.trace for a in axes]), np.array(dims, float), nu)
-    return ReducedViews(moments, scores, np.stack([a.metric for a in axes]), np.stack([a.visible for a in axes]))
+    metrics, visible = np.stack([a.metric for a in axes]), np.stack([a.visible for a in axes])
+    return ReducedViews(moments, scores, metrics, tuple(a.inward for a in axes), visible)

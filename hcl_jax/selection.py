@@ -15,6 +15,7 @@ from hcl_jax.compiled import compiled
 from hcl_jax.covariance import SampleCovariance, check_covariance
 from hcl_jax.estimators.group_factors import Found, group_factors, principal_start
 from hcl_jax.estimators.missing import PatternMoments
+from hcl_jax.estimators.reduced_patterns import reduced_patterns
 from hcl_jax.estimators.variational import Posterior
 from hcl_jax.fisher import pool
 from hcl_jax.reduced import Moments, ReducedViews, reduced_covariance, reduced_rows
@@ -27,7 +28,9 @@ FLOOR = 0.01
 COLUMNS = 32
 """A search opens a power of 2 times as many, so that data of one kind find the program that is there."""
 ROOM = 0.75  # share of the open columns that may be in use: a search that needs more gets twice as many
+COMPLETIONS = 2  # of rows that lack views, by what was found
 UNSTABLE = 0.5
+"""Cosine of halves below which a structure is called unstable."""
 
 
 class Evidence(NamedTuple):
@@ -150,11 +153,15 @@ def shares_of(found: Found, reduced: ReducedViews) -> np.ndarray:
     return np.einsum("mqk,mqr,mrk->mk", mean, reduced.metrics, mean)
 
 
+def _seen(found: Found, reduced: ReducedViews, floor: float) -> np.ndarray:
+    """Which blocks count, M × K: by odds as in `found_columns`, and where the column explains the floor."""
+    columns, blocks = np.asarray(found.column_odds), np.asarray(found.block_odds)
+    return (blocks > np.log(blocks.size)) & (columns > np.log(columns.size)) & (shares_of(found, reduced) >= floor)
+
+
 def _present(found: Found, reduced: ReducedViews, floor: float) -> list[_Column]:
-    """The columns that stand out, those of the largest odds first: with odds as in `found_columns`, in the views of which they
-    explain the floor."""
-    columns, blocks, shares = np.asarray(found.column_odds), np.asarray(found.block_odds), shares_of(found, reduced)
-    seen = (blocks > np.log(blocks.size)) & (columns > np.log(columns.size)) & (shares >= floor)
+    """The columns that stand out in some view, those of the largest odds first."""
+    seen, shares, columns = _seen(found, reduced, floor), shares_of(found, reduced), np.asarray(found.column_odds)
     listed = [
         _Column(tuple(int(m) + 1 for m in np.flatnonzero(seen[:, k])), float(columns[k]), shares[:, k])
         for k in np.flatnonzero(seen.any(axis=0))
@@ -222,13 +229,16 @@ def select_structures(
     With `grow` the offered ranks are a beginning: structures get what is found, within what features and samples can tell.
     Without it they are caps. Without a hierarchy, views of these `dims` are offered what is `generous`. `noise`: variances by
     view or by feature; one for all is the former, with views that happen to agree. Rows that lack views come as
-    `PatternMoments`: what two views share is then told by the rows that have both. Raises `ValueError` when no column stands
+    `PatternMoments`, and are completed by what is found. Raises `ValueError` when no column stands
     out, and for arguments that cannot be.
     """
     as_number(floor, "floor", "a share from 0 to 1", lambda share: 0 <= share < 1)
     offered = _offer(covariance, offered, dims)
-    reduced = _reduced_from(covariance, offered.dims, noise)
-    found, present = _searched(reduced, floor)
+    if isinstance(covariance, PatternMoments):
+        reduced, found, present = _searched_by_pattern(covariance, noise, floor)
+    else:
+        reduced = reduced_covariance(covariance, offered.dims, noise)
+        found, present = _searched(reduced, floor)
     caps = None if grow else dict(offered.ranks)
     room = min(offered.n_features, int(reduced.moments.nu)) - 1
     kept, refused = _placed(present, offered, caps, room)
@@ -269,17 +279,19 @@ def _check_features(covariance: Any, hierarchy: Any, argument: str) -> None:
         raise ValueError(f"{argument}: has dims {dims}; expected those of the views, {features} features in all")
 
 
-def _reduced_from(covariance: SampleCovariance | PatternMoments, dims: Sequence[int], noise: str) -> ReducedViews:
-    """The views behind moments, reduced. Raises `ValueError` where a view has too few rows."""
-    if isinstance(covariance, SampleCovariance):
-        return reduced_covariance(covariance, dims, noise)
-    present = np.asarray(covariance.present, float)
-    together = present.T @ (present * np.asarray(covariance.counts, float)[:, None])
-    if together[together > 0].min() < 3:
-        raise ValueError(
-            "covariance: fewer than 3 rows have some view, or some pair of views; expected more, or no row with both"
-        )
-    return reduced_covariance(covariance.covariance(), dims, noise, together)
+def _searched_by_pattern(moments: PatternMoments, noise: str, floor: float) -> tuple[ReducedViews, Found, list[_Column]]:
+    """(views, fit, columns) of rows that lack views: first by the rows that have both of two, which do not quite agree with each
+    other and so make faint columns; then by rows that the columns found have completed."""
+    patterns = reduced_patterns(moments, noise)
+    reduced = patterns.views
+    found, present = _searched(reduced, floor)
+    for _ in range(COMPLETIONS):
+        posterior = found.posterior
+        loadings = np.where(_seen(found, reduced, floor)[:, None, :], np.asarray(posterior.mean, float), 0)
+        reduced = patterns.completed(loadings, np.asarray(posterior.noise, float))
+        found = _open_fit(reduced.moments, found.column_odds.shape[0])
+        present = _present(found, reduced, floor)
+    return reduced, found, present
 
 
 def _placed(
