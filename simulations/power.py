@@ -1,8 +1,8 @@
 """How strong does a factor have to be for its structure to be found?
 
 A truth with unequal noise gets one factor more, in a structure of its own, whose loadings are `strength` times as large as those
-of the others; views are standardised, and the full lattice is offered. *Found*: the added structure has rank 1; *exact*: so are all
-others as they should. Beside the rates stands the share of variance that the factor has in its views.
+of the others; views are standardised, and the full lattice is offered. *Found*: the added structure has the rank that it should
+have; *exact*: so have all. Beside the rates stands the share of variance that the factor has in the view where it has least.
 
     python simulations/power.py
     python simulations/power.py --added 1 --n-grid 300 --floor 0.002 --noise feature
@@ -38,7 +38,7 @@ class Study:
     added: str = "23"
     """Structure of the added factor."""
     strengths: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-    """Its loadings over those of the others; 0 is no factor."""
+    """Its loadings over those of the others; 0: no factor, and what is found is that there is none."""
     n_grid: tuple[int, ...] = (300, 1000, 2000)
     """Numbers of samples."""
     noise: str = "view"
@@ -79,7 +79,7 @@ def row(study: Study, n: int, strength: float, replicate: int) -> dict:
     expected = truth if strength > 0 else others
     cell = {"n": n, "strength": strength, "replicate": replicate, "share": share, "status": found.status}
     rank = found.hierarchy.rank(s)
-    return cell | {"found": rank == truth.rank(s), "exact": found.hierarchy == expected, "factors": found.hierarchy.n_factors}
+    return cell | {"found": rank == expected.rank(s), "exact": found.hierarchy == expected, "factors": found.hierarchy.n_factors}
 
 
 def run(study: Study) -> pl.DataFrame:
