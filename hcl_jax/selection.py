@@ -183,7 +183,7 @@ def _bucket(needed: float) -> int:
 def _searched(reduced: ReducedViews, floor: float) -> tuple[Found, list[_Column]]:
     """(fit, columns) with so many columns open that not all are needed."""
     moments = reduced.moments
-    size = _bucket((reduced.visible >= floor).sum(axis=1).max() / ROOM)
+    size = _bucket(((reduced.visible > 0) & (reduced.visible >= floor)).sum(axis=1).max() / ROOM)
     most = _bucket(min(float(moments.dims.sum()), float(moments.nu)))
     while True:
         found = _open_fit(moments, size)
