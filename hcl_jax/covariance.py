@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
-from hcl_jax.views import as_matrix, as_number, as_views, deviations
+from hcl_jax.views import Numbers, as_matrix, as_number, as_views, deviations
 
 Rows = slice | np.ndarray
 """Some of the features: a slice, or their numbers."""
@@ -75,6 +75,14 @@ def _check_covariance_matrix(matrix: np.ndarray) -> None:
         )
 
 
+def _padded_rows(rows: Numbers) -> Numbers:
+    """The rows with zeros up to the next multiple of a quarter of the largest power of 2 that their number holds. NumPy's stay
+    NumPy's, which has no program for every number of rows."""
+    n, xp = len(rows), np if isinstance(rows, np.ndarray) else jnp
+    step = max(1, 2 ** (n.bit_length() - 3))
+    return xp.concatenate([rows, xp.zeros((-n % step, rows.shape[1]), rows.dtype)])
+
+
 class SampleCovariance(eqx.Module):
     """S = sample covariance with divisor ν = n − 1, held as a d × d matrix, or as centred rows X with S = XᵀX/ν.
 
@@ -114,19 +122,23 @@ class SampleCovariance(eqx.Module):
     @classmethod
     def from_data(cls, views: Any, *, form: str = "auto") -> "SampleCovariance":
         """The covariance of the samples of all views together, which are what `as_views` takes, held as the `form` says: `rows`
-        (centred), `matrix`, or `auto`: rows where these are fewer than the features. Under `jit` and `vmap` too.
+        (centred), `matrix`, `auto`: rows where these are fewer than the features; or `padded`: `auto`, with rows of zeros up to
+        one of four sizes in an octave, so that folds of NumPy's data that are nearly equal in size find one program. Under `jit`
+        and `vmap` too.
 
         Exact to the rounding of the deviations from the mean, wherever the mean is. Raises `ValueError` as `as_views` does; for
         fewer than two rows, columns that are all constant, or an unknown form. Values are checked where they are known, outside
         compiled code.
         """
-        if form not in ("auto", "matrix", "rows"):
-            raise ValueError(f"form: is {form!r}; expected auto, matrix or rows")
+        if form not in ("auto", "matrix", "rows", "padded"):
+            raise ValueError(f"form: is {form!r}; expected auto, matrix, rows or padded")
         joined = as_views(views).joined()
         n, d = joined.shape
         if n < 2:
             raise ValueError(f"views: have {n} row; expected at least 2")
         centred, _ = deviations(joined, np.ones(n, bool) if isinstance(joined, np.ndarray) else jnp.ones(n, bool))
+        if form == "padded":
+            centred = _padded_rows(centred)
         rows = jnp.asarray(centred, jax.dtypes.canonicalize_dtype(centred.dtype))  # single precision comes after
         if not isinstance(rows, jax.core.Tracer):
             if not bool(rows.any()):
@@ -135,8 +147,10 @@ class SampleCovariance(eqx.Module):
                 raise ValueError(
                     f"views: have deviations whose squares leave the range of {rows.dtype}; expected other units or float64"
                 )
-        if form == "rows" or (form == "auto" and n <= d):
+        if form == "rows" or (form != "matrix" and n <= d):
             return cls(data=rows, n=n)
+        if form == "padded" and isinstance(centred, np.ndarray):
+            return cls((centred.T @ centred / (n - 1)).astype(rows.dtype), n=n)
         return cls(rows.T @ rows / (n - 1), n=n)
 
     def in_unit_scale(self) -> tuple["SampleCovariance", Float[Array, ""]]:

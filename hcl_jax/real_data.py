@@ -13,11 +13,10 @@ from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.variational import hcl_vb
-from hcl_jax.selection import select
-from hcl_jax.structure import Hierarchy, full_lattice
+from hcl_jax.selection import generous, select_structures
+from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_matrix, as_views, by_feature, standardise
 
-GENEROUS_RANK = 20
 TEST_SHARE = 0.2
 
 
@@ -39,27 +38,17 @@ class RealTruth:
     status: int
 
 
-def generous_hierarchy(dims: Sequence[int], n_samples: int) -> Hierarchy:
-    """The full lattice with more factors than data are likely to have: rank 20, or what dimensions and half the samples allow."""
-    n_structures = len(full_lattice(len(dims)))
-    per_modality = 2 ** (len(dims) - 1)
-    rank = min(GENEROUS_RANK, min(dims) // per_modality, (n_samples - 1) // (2 * n_structures))
-    if rank < 1:
-        raise ValueError(f"structures: all {n_structures} exceed dims {tuple(dims)} or {n_samples} samples; expected a list")
-    return Hierarchy.full(dims, rank)
-
-
 def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "float64") -> RealTruth:
     """Standardise the views (anything that `as_views` reads) and fit the hierarchy to them with `hcl-vb`.
 
-    Without a hierarchy it is the one that `select` finds in `generous_hierarchy`, with a noise variance for every feature. Raises
+    Without a hierarchy it is the one that `select_structures` finds, with a noise variance for every feature. Raises
     `ValueError` when there are no more samples than factors, when the views have other numbers of features than the hierarchy,
     and for views that `as_views` refuses.
     """
     views = [np.asarray(view, float) for view in as_views(views).matrices]
     n_samples = len(views[0])
     train = np.random.default_rng(0).permutation(n_samples) >= round(TEST_SHARE * n_samples)
-    fitted = hierarchy or generous_hierarchy([view.shape[1] for view in views], int(train.sum()))
+    fitted = hierarchy or generous([view.shape[1] for view in views], int(train.sum()))
     if fitted.dims != tuple(view.shape[1] for view in views):
         raise ValueError(f"views: have {tuple(view.shape[1] for view in views)} features; expected {fitted.dims}")
     if fitted.n_factors >= train.sum() - 1:
@@ -67,7 +56,7 @@ def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "floa
             f"rank: makes {fitted.n_factors} factors of {train.sum()} samples; expected fewer than {train.sum() - 1}"
         )
     covariance = _covariance([standardise(view, view) for view in views], dtype)
-    kept = hierarchy or select(covariance, fitted)
+    kept = hierarchy or select_structures(covariance, fitted, noise="feature").hierarchy
     held_out, independent = _held_out([view[train] for view in views], [view[~train] for view in views], kept, dtype)
     estimate = hcl_vb(covariance, kept)
     loadings, noise = np.asarray(estimate.loadings), float(estimate.noise_variance)

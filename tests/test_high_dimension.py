@@ -105,5 +105,5 @@ def test_the_form_can_be_asked_for():
     views = [jnp.asarray(np.random.default_rng(0).standard_normal((20, 4)))] * 2
     assert SampleCovariance.from_data(views).matrix is not None
     assert SampleCovariance.from_data(views, form="rows").data is not None
-    with pytest.raises(ValueError, match="form: is 'dense'; expected auto, matrix or rows"):
+    with pytest.raises(ValueError, match="form: is 'dense'; expected auto, matrix, rows or padded"):
         SampleCovariance.from_data(views, form="dense")

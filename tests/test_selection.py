@@ -1,14 +1,28 @@
-"""Which structures and ranks data support: the evidence of columns, the table read, and whole hierarchies found."""
+"""Which structures and ranks data support: the evidence of columns, the table read, whole hierarchies found, and what is said of
+them by permutations and halves of the data."""
+
+import time
 
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import TWO, assert_at_least, assert_at_most, fitted_by, normal_truth, relative
+from helpers import TWO, assert_at_least, assert_at_most, fitted_by, masked_normal, normal_truth, reference_arrays, relative
+from test_compilation import compilations
 
 from hcl_jax import Hierarchy, SampleCovariance, sample_wishart_covariance
+from hcl_jax.estimators.missing import PatternMoments
 from hcl_jax.estimators.variational import fit_posterior
-from hcl_jax.selection import Evidence, evidence, found_columns, select
+from hcl_jax.selection import (
+    Evidence,
+    evidence,
+    found_columns,
+    generous,
+    half_split_stability,
+    permutation_null,
+    select,
+    select_structures,
+)
 from hcl_jax.views import standardise
 
 NOISE_OF_VIEWS = (0.2, 1.0, 3.0)
@@ -74,6 +88,171 @@ def test_found_columns_reads_the_table():
 def test_noise_supports_no_hierarchy():
     with pytest.raises(ValueError, match="covariance: supports none of the 5 columns offered; expected a visible factor"):
         select(SampleCovariance(2.0 * jnp.eye(16), n=500), TWO)
+
+
+def small_views(seed=0, n=400, hierarchy=SMALL):
+    """Rows of `SMALL`, standardised, with noise of variance 1."""
+    rng = np.random.default_rng(seed)
+    loadings = masked_normal(rng, hierarchy)
+    rows = rng.standard_normal((n, hierarchy.n_factors)) @ loadings.T
+    rows = rows + rng.standard_normal(rows.shape)
+    return [standardise(rows[:, r], rows[:, r]) for r in map(hierarchy.rows, hierarchy.modalities)]
+
+
+def covariance_of(views):
+    return SampleCovariance.from_data(views)
+
+
+def test_selections_come_with_their_evidence():
+    """Ranks beyond those offered are found, and what each structure explains adds up to the signal's share of every view."""
+    views = small_views()
+    found = select_structures(covariance_of(views), Hierarchy(SMALL.dims, dict.fromkeys(RANKS, 1)), noise="feature")
+    assert found.hierarchy == SMALL
+    assert found.status == 0
+    assert not any(found.at_cap.values())
+    assert {s: len(odds) for s, odds in found.odds.items()} == RANKS
+    assert min(map(min, found.odds.values())) > np.log(32)
+    signal = (masked_normal(np.random.default_rng(0), SMALL) ** 2).sum(axis=1)
+    shares = signal / (signal + 1)  # of every feature's variance
+    for m in SMALL.modalities:
+        explained = sum(share for (view, _), share in found.variance_explained.items() if view == m)
+        assert_at_most(abs(explained - shares[SMALL.rows(m)].mean()), 0.05, f"view {m}: share explained, less the signal's")
+
+
+def test_without_growth_ranks_are_caps_and_full_ones_are_flagged():
+    offered = Hierarchy(SMALL.dims, {"123": 2, "12": 1, "1": 3, "3": 1})
+    found = select_structures(covariance_of(small_views()), offered, noise="feature", grow=False)
+    assert dict(found.hierarchy.ranks) == {(1, 2, 3): 2, (1, 2): 1, (1,): 2}
+    assert found.at_cap == {(1, 2, 3): True, (1, 2): True, (1,): False, (3,): False}
+
+
+def test_what_is_found_goes_to_the_structures_that_are_offered():
+    """12 goes to 123 where that holds it, and to 1 and 2 where nothing does."""
+    S = covariance_of(small_views())
+    shared_and_private = Hierarchy(SMALL.dims, {"123": 1, "1": 1, "2": 1, "3": 1})
+    assert dict(select_structures(S, shared_and_private, noise="feature").hierarchy.ranks) == {(1, 2, 3): 4, (1,): 2}
+    private = Hierarchy(SMALL.dims, {"1": 1, "2": 1, "3": 1})
+    assert dict(select_structures(S, private, noise="feature").hierarchy.ranks) == {(1,): 6, (2,): 4, (3,): 2}
+
+
+def test_a_view_gets_no_more_columns_than_it_has_features():
+    hierarchy = Hierarchy((12, 3), {"12": 2, "2": 1})
+    found = select_structures(covariance_of(small_views(hierarchy=hierarchy)), dims=(12, 3), noise="view", floor=0.0)
+    assert sum(rank for s, rank in found.hierarchy.ranks if 2 in s) <= 3
+
+
+def test_rows_that_lack_views_find_the_same():
+    """A third of the rows lack one of three views."""
+    views, presence = small_views(n=1000), np.ones((1000, 3), bool)
+    presence[np.arange(0, 1000, 3), np.arange(0, 1000, 3) % 9 // 3] = False
+    moments = PatternMoments.from_data(views, presence)
+    assert select_structures(moments, noise="feature").hierarchy == SMALL
+
+
+def test_what_is_shared_by_chance_is_not_kept():
+    """Under permutations no shared column is; the data explain more than each of them does."""
+    null = permutation_null(small_views(), SMALL, permutations=5, key=jr.key(0), noise="feature")
+    assert {s: kept.tolist() for s, kept in null.kept.items()} == {(1, 2, 3): [0] * 5, (1, 2): [0] * 5}
+    assert null.p_values == {(1, 2, 3): 1 / 6, (1, 2): 1 / 6}
+    assert_at_least(null.observed[1, 2, 3], 10 * null.explained[1, 2, 3].max(), "share of 123, and 10 times that by chance")
+
+
+def test_structures_that_are_there_are_stable_and_others_are_not():
+    present = half_split_stability(small_views(), SMALL, splits=2, key=jr.key(0), noise="feature")
+    for s, stability in present.items():
+        assert_at_least(stability.cosine, 0.9, f"{s}: cosine of halves of 200 rows")
+        assert not stability.unstable
+    absent = Hierarchy(SMALL.dims, RANKS | {(2, 3): 1})
+    assert half_split_stability(small_views(), absent, splits=2, key=jr.key(0), noise="feature")[2, 3].unstable
+
+
+def test_folds_of_other_sizes_compile_nothing():
+    views = small_views()
+    hierarchy = SMALL
+
+    def run(n):
+        rows = [view[:n] for view in views]
+        select_structures(SampleCovariance.from_data(rows, form="padded"), hierarchy, noise="feature")
+        permutation_null(rows, hierarchy, permutations=1, key=jr.key(0), noise="feature")
+        half_split_stability(rows, hierarchy, splits=1, key=jr.key(0), noise="feature")
+
+    run(400)
+    with compilations() as further:
+        run(399)
+        run(390)
+    assert not further
+
+
+def test_padded_folds_of_nearly_equal_size_compile_nothing():
+    rows, wide = np.random.default_rng(0).standard_normal((34, 60)), Hierarchy((20, 40), {"12": 1, "1": 1})
+
+    def fit(n):
+        return fitted_by("hcl-ml")(SampleCovariance.from_data([rows[:n, :20], rows[:n, 20:]], form="padded"), wide)
+
+    fit(33)
+    with compilations() as further:
+        fits = fit(34), fitted_by("hcl-ml")
+    assert not further
+    plain = fits[1](SampleCovariance.from_data([rows[:, :20], rows[:, 20:]]), wide)
+    assert relative(fits[0].noise_variance, plain.noise_variance) < 1e-6  # the stopping tolerance of both is 1e-8
+
+
+def test_generous_offers():
+    """Half the samples, and the features, are all that is given away: as evenly as can be, larger structures first."""
+    assert generous((645, 574, 423), 347) == Hierarchy.full((645, 574, 423), 20)
+    assert generous((500, 500), 10**6).n_factors == 60
+    assert dict(generous((9, 9), 9).ranks) == {(1, 2): 2, (1,): 1, (2,): 1}
+    assert dict(generous((3, 1), 1000).ranks) == {(1, 2): 1, (1,): 2}
+
+
+def test_bad_arguments():
+    S, views = covariance_of(small_views()), small_views()
+    for message, call in (
+        ("offered, dims: expected a hierarchy", lambda: select_structures(S)),
+        ("offered: has dims", lambda: select_structures(S, TWO)),
+        ("noise: is 'row'", lambda: select_structures(S, SMALL, noise="row")),
+        ("floor: ", lambda: select_structures(S, SMALL, floor=1.5)),
+        ("n_samples: is 2", lambda: generous((3, 4), 2)),
+        ("permutations: is 0", lambda: permutation_null(views, SMALL, permutations=0, key=jr.key(0))),
+        ("splits: is 0", lambda: half_split_stability(views, SMALL, splits=0, key=jr.key(0))),
+        ("views: have ", lambda: permutation_null(views[:2], SMALL, key=jr.key(0))),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            call()
+
+
+LARGE = Hierarchy((200, 100, 40), {"123": 3, "12": 2, "13": 1, "1": 3, "2": 2, "3": 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["view", "feature"])
+@pytest.mark.parametrize("n", [1000, 2000])
+def test_structures_and_ranks_are_exact_in_the_full_lattice_with_unequal_noise(n, noise):
+    """13 columns of 42 offered; loadings N(0, 0.25), noise variances 1, 0.3 and 3, standardised features: 20 draws."""
+    exact = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        psi = np.repeat([1.0, 0.3, 3.0], LARGE.dims)
+        rows = rng.standard_normal((n, 13)) @ (0.5 * masked_normal(rng, LARGE)).T
+        rows = rows + np.sqrt(psi) * rng.standard_normal(rows.shape)
+        views = [standardise(rows[:, r], rows[:, r]) for r in map(LARGE.rows, LARGE.modalities)]
+        exact.append(select_structures(covariance_of(views), Hierarchy.full(LARGE.dims, 6), noise=noise).hierarchy == LARGE)
+    assert_at_least(np.sum(exact), 18, "draws of 20 with all structures and ranks right")
+
+
+@pytest.mark.slow
+def test_tumours_whose_rows_are_permuted_share_nothing():
+    """TCGA breast cancer: 347 tumours, 1,642 features of three kinds."""
+    arrays = reference_arrays("tcga_brca5/tcga_brca5", "HCL_DATA")
+    views = [standardise(view, view) for view in (np.asarray(arrays[name], float) for name in ("mrna", "meth", "mirna"))]
+    S = covariance_of(views)
+    start = time.perf_counter()
+    found = select_structures(S, dims=[view.shape[1] for view in views])
+    assert_at_most(time.perf_counter() - start, 60, "seconds, compilation included, of a selection that took over 15 minutes")
+    assert found.hierarchy.rank("123") > 0
+    null = permutation_null(views, found.hierarchy, permutations=20, key=jr.key(0))
+    kept = sum(null.kept.values())
+    assert_at_most((kept > 0).sum(), 2, "permutations of 20 in which a shared column is kept")
 
 
 FULL_SIZE = Hierarchy((60, 40, 80), RANKS)

@@ -29,7 +29,7 @@ def ascend(
     start: Point,
     unit: Float[Array, ""],
     tolerance: float | Array,
-    max_steps: int,
+    max_steps: int | Array,
 ) -> tuple[Point, Float[Array, ""], Int[Array, ""], Bool[Array, ""]]:
     """(point, merit, steps, converged) of repeated sweeps point ↦ (image, merit), Anderson-accelerated in `flatten(point)`.
 
