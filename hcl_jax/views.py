@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from hcl_jax.fisher import noise_by_feature
+from hcl_jax.frames import feature_names, frame_numbers, index_names, is_frame, sample_names
 from hcl_jax.structure import whole_number
 
 Numbers = np.ndarray | Array
@@ -78,7 +79,7 @@ def _refuse_rounded(matrix: np.ndarray, name: str, dtype: np.dtype) -> None:
         )
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """One view, as it came."""
 
     where: str
@@ -86,8 +87,15 @@ class _Table(NamedTuple):
     features: tuple[str, ...]
     samples: tuple[Hashable, ...] | None
 
-    def of_rows(self, order: Sequence[int]) -> "_Table":
-        return self._replace(matrix=self.matrix[np.asarray(order)])
+    def in_order(self, samples: tuple[Hashable, ...]) -> "Table":
+        """The rows of the samples, NaN for those that the view lacks."""
+        if self.samples == samples:
+            return self
+        place = {name: row for row, name in enumerate(self.samples or ())}
+        rows = np.array([place.get(name, -1) for name in samples])
+        matrix = np.asarray(self.matrix)[rows]
+        matrix[rows < 0] = np.nan
+        return self._replace(matrix=matrix, samples=samples)
 
 
 def as_views(
@@ -96,9 +104,9 @@ def as_views(
     """The views that are meant by a matrix (one view), an iterable of matrices, or a dictionary of them by name.
 
     A matrix is anything that NumPy reads as one, samples × features; a list of lists of numbers is one matrix. Frames name their
-    features. Samples are named by a pandas index other than the default one, and by the first column of a polars frame if that
-    is text. Named samples are brought into the order of the first view that has names; views without names are taken to be in
-    the order that the named ones share. Half precision becomes single, integers and booleans double.
+    features. Samples are named by a pandas index other than the default one, else by the first column of a frame if that is text.
+    Named samples are brought into the order of the first view that has names; views without names are taken to be in the order
+    that the named ones share. Half precision becomes single, integers and booleans double.
 
     >>> views = as_views({"rna": [[1, 2], [3, 4], [5, 7]], "protein": np.ones((3, 1), np.float16)})
     >>> views.names, views.dims, [str(matrix.dtype) for matrix in views.matrices]
@@ -111,7 +119,7 @@ def as_views(
     """
     if isinstance(data, Views):
         return data if names is None else replace(data, names=_checked_names(names, len(data.names), argument))
-    given, found = _listed(data, argument)
+    given, found = listed_views(data, argument)
     if not given:
         raise ValueError(f"{argument}: are none; expected at least one matrix, samples × features")
     named = names if names is not None else found
@@ -119,14 +127,14 @@ def as_views(
     if named is not None:
         named = _checked_names(named, len(given), argument)
         labels = [f"view {name!r}" for name in named]
-    read = [_table(value, f"{argument}: {label}", absent, cells) for value, label in zip(given, labels, strict=True)]
-    tables = _aligned(read, argument)
+    read = [as_table(value, f"{argument}: {label}", absent, cells) for value, label in zip(given, labels, strict=True)]
+    tables = aligned(read, argument)
     samples = next((table.samples for table in tables if table.samples is not None), None)
     features = tuple(table.features for table in tables)
     return Views(tuple(table.matrix for table in tables), tuple(named or labels), features, samples)
 
 
-def _listed(data: Any, argument: str) -> tuple[list[Any], Sequence[str] | None]:
+def listed_views(data: Any, argument: str) -> tuple[list[Any], Sequence[str] | None]:
     """The views one by one, and their names where they have some."""
     if isinstance(data, Mapping):
         return list(data.values()), [str(name) for name in data]
@@ -134,7 +142,7 @@ def _listed(data: Any, argument: str) -> tuple[list[Any], Sequence[str] | None]:
         return [data], None
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         return list(data), None
-    raise ValueError(f"{argument}: is {_shown(data)}; expected matrices, samples × features, in a list or a dictionary by name")
+    raise ValueError(f"{argument}: is {shown(data)}; expected matrices, samples × features, in a list or a dictionary by name")
 
 
 def _is_list_of_rows(data: Any) -> bool:
@@ -146,56 +154,70 @@ def _is_list_of_rows(data: Any) -> bool:
 
 def _checked_names(names: Sequence[str], n_views: int, argument: str) -> tuple[str, ...]:
     if isinstance(names, str) or len(names) != n_views:
-        raise ValueError(f"names: are {_shown(names)}; expected {n_views}, one for each of the {argument}")
-    _refuse_repeated(names, "names:", "names")
+        raise ValueError(f"names: are {shown(names)}; expected {n_views}, one for each of the {argument}")
+    refuse_repeated(names, "names:", "names")
     return tuple(str(name) for name in names)
 
 
-def _refuse_repeated(names: Iterable[Hashable], where: str, what: str) -> None:
+def refuse_repeated(names: Iterable[Hashable], where: str, what: str) -> None:
+    """Raise `ValueError` that starts with `where` and lists `what` there are more than once."""
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(f"{where} {what} {_some(repeated)} occur more than once; expected each once")
+        raise ValueError(f"{where} {what} {some(repeated)} occur more than once; expected each once")
 
 
-def _some(names: Sequence[Hashable]) -> str:
+def some(names: Sequence[Hashable]) -> str:
     """The first of the names, and how many there are."""
     listed = ", ".join(map(repr, names[:LISTED]))
     return listed if len(names) <= LISTED else f"{listed}, … ({len(names)} in all)"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The value in one line, shortened where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _table(value: Any, where: str, absent: bool, cells: bool) -> _Table:
+def as_table(value: Any, where: str, absent: bool, cells: bool) -> Table:
+    """One view. Raises `ValueError`, as `as_views` does, that starts with `where`."""
     features, samples = None, None
-    if hasattr(value, "get_column"):  # polars
-        columns = list(value.columns)
-        if columns and str(value.dtypes[0]).startswith(("String", "Categorical", "Enum")):
-            samples, value = tuple(value.get_column(columns[0]).to_list()), value.drop(columns[0])
-            columns = columns[1:]
-        features = [str(name) for name in columns]
-    elif hasattr(value, "columns") and hasattr(value, "index"):  # pandas
-        features, samples = [str(name) for name in value.columns], _index_names(value.index)
-    matrix = real_numbers(value, where) if absent or cells else _checked_numbers(value, where)
+    if is_frame(value):
+        features, samples, value = feature_names(value), sample_names(value), frame_numbers(value, where)
+    matrix = real_numbers(value, where)
     if matrix.ndim != 2:
         raise ValueError(f"{where} has shape {matrix.shape}; expected a matrix, samples × features")
-    if cells:
-        _checked_numbers((jnp if isinstance(matrix, jax.Array) else np).nan_to_num(matrix, posinf=np.inf, neginf=-np.inf), where)
-    elif absent:
-        _checked_numbers(_whole_rows(matrix), where)
+    _refuse_cells(matrix, where, absent=absent, cells=cells)
     if 0 in matrix.shape:
         raise ValueError(f"{where} has shape {matrix.shape}; expected at least one sample and one feature")
+    nameless = sum(name is None or type(name).__name__ in ("NAType", "NaTType") or name != name for name in samples or ())
+    if nameless:
+        raise ValueError(f"{where} has no name for {nameless} of {len(matrix)} samples; expected one for each")
     for names, what in ((features, "features"), (samples, "samples")):
-        _refuse_repeated(names or (), where, what)
-    return _Table(where, matrix, tuple(features or map(str, range(matrix.shape[1]))), samples)
+        refuse_repeated(names or (), where, what)
+    return Table(where, matrix, features or tuple(map(str, range(matrix.shape[1]))), samples)
 
 
-def _whole_rows(matrix: Numbers) -> Numbers:
-    """The matrix, with 0 in the rows that are absent."""
-    xp = jnp if isinstance(matrix, jax.Array) else np
-    return xp.where(xp.isnan(matrix).all(axis=1, keepdims=True), xp.zeros((), matrix.dtype), matrix)
+def _refuse_cells(array: Numbers, where: str, *, absent: bool = False, cells: bool = False) -> None:
+    """Raise `ValueError` that counts what is not finite, but for rows that are NaN throughout where they may be `absent`, and any
+    NaN where `cells` may be missing. Tracers pass."""
+    if isinstance(array, jax.core.Tracer):
+        return
+    on_host = isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
+    xp: Any = np if on_host else jnp
+    held = np.asarray(array) if on_host else array
+    wrong = xp.isinf(held) if cells else ~xp.isfinite(held)
+    if absent and not cells:
+        wrong = wrong & ~xp.isnan(held).all(axis=1, keepdims=True)
+    count = int(wrong.sum())
+    if count:
+        what = "infinite values" if cells else "NaN or infinite values"
+        beside = ", or rows that are NaN throughout" * absent
+        raise ValueError(f"{where} holds {what} in {count} of {array.size} cells; expected finite numbers{beside}")
+
+
+def presence_table(views: Views) -> Bool[np.ndarray, "n M"]:
+    """Which views each sample has: those whose row is not NaN throughout."""
+    return np.stack([~np.isnan(np.asarray(matrix)).all(axis=1) for matrix in views.matrices], axis=1)
 
 
 def presence_of(views: Views, presence: Any = None) -> Bool[Array, "n M"]:
@@ -212,16 +234,17 @@ def presence_of(views: Views, presence: Any = None) -> Bool[Array, "n M"]:
     return found & given
 
 
-def _index_names(index: Any) -> tuple[Hashable, ...] | None:
-    """The names in a pandas index; None for the default one, 0, 1, …"""
-    default = type(index).__name__ == "RangeIndex" and index.start == 0 and index.step == 1
-    return None if default else tuple(index)
-
-
-def _aligned(tables: list[_Table], argument: str) -> list[_Table]:
-    """The views with their samples in one order."""
+def aligned(tables: list[Table], argument: str, samples: tuple[Hashable, ...] | None = None) -> list[Table]:
+    """The views with their samples in one order: these, which some may lack, or those of the first view that has names, which all
+    must have. Raises `ValueError` where names, or numbers of rows, do not match."""
     first = next((table for table in tables if table.samples is not None), None)
-    moved = [_in_order_of(first, table) if first and table.samples is not None else table for table in tables]
+
+    def move(table: Table) -> Table:
+        if first is None or table.samples is None:
+            return table
+        return _in_order_of(first, table) if samples is None else table.in_order(samples)
+
+    moved = [move(table) for table in tables]
     if any(new.samples != old.samples for new, old in zip(moved, tables, strict=True)):
         for table in tables:
             if table.samples is None:
@@ -236,30 +259,22 @@ def _aligned(tables: list[_Table], argument: str) -> list[_Table]:
     return moved
 
 
-def _in_order_of(first: _Table, table: _Table) -> _Table:
+def _in_order_of(first: Table, table: Table) -> Table:
     assert first.samples is not None, "the first view names its samples"
     assert table.samples is not None, "so does the other"
-    place = {name: row for row, name in enumerate(table.samples)}
-    lacking = [name for name in first.samples if name not in place]
-    further = sorted(set(table.samples) - set(first.samples), key=table.samples.index)
+    held = set(table.samples)
+    lacking = [name for name in first.samples if name not in held]
+    further = sorted(held - set(first.samples), key=table.samples.index)
     if lacking or further:
-        said = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"has {_some(further)} beside them"] * bool(further)
+        said = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(further)} beside them"] * bool(further)
         raise ValueError(f"{table.where} {' and '.join(said)}; expected the samples of {first.where.rpartition(': ')[2]}")
-    if table.samples == first.samples:
-        return table
-    return table.of_rows([place[name] for name in first.samples])._replace(samples=first.samples)
+    return table.in_order(first.samples)
 
 
 def _checked_numbers(value: Any, where: str) -> Numbers:
     """Finite floating-point numbers of any shape; tracers pass where their type is right."""
     array = real_numbers(value, where)
-    if isinstance(array, jax.core.Tracer):
-        return array
-    on_host = isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
-    finite = np.isfinite(np.asarray(array)) if on_host else jnp.isfinite(array)
-    if not bool(finite.all()):
-        wrong = array.size - int(finite.sum())
-        raise ValueError(f"{where} holds NaN or infinite values in {wrong} of {array.size} cells; expected finite numbers")
+    _refuse_cells(array, where)
     return array
 
 
@@ -305,7 +320,7 @@ def _number(cell: Any, where: str) -> float:
             return float(cell)
         except (TypeError, ValueError, OverflowError):
             pass
-    raise ValueError(f"{where} holds {_shown(cell)}; expected real numbers")
+    raise ValueError(f"{where} holds {shown(cell)}; expected real numbers")
 
 
 def as_matrix(value: Any, argument: str, shape: tuple[int | None, int | None] = (None, None)) -> Float[Array, "n d"]:
@@ -326,7 +341,7 @@ def by_feature(noise_variance: Any, d: int, dtype: Any, *, positive: bool = Fals
     psi = noise_by_feature(jnp.asarray(values, dtype), d)
     if not isinstance(values, jax.core.Tracer) and not bool((values > 0 if positive else values >= 0).all()):
         kind = "positive" if positive else "non-negative"
-        raise ValueError(f"noise_variance: is {_shown(noise_variance)}; expected {kind} numbers")
+        raise ValueError(f"noise_variance: is {shown(noise_variance)}; expected {kind} numbers")
     return psi
 
 
@@ -337,14 +352,14 @@ def as_response(y: Any, n: int, *, argument: str = "y", samples: tuple[Hashable,
     """
     if y is None:
         raise ValueError(f"{argument}: is None; expected a response, one value for each of the {n} rows")
-    index = _index_names(y.index) if samples is not None and hasattr(y, "iloc") else None
+    index = index_names(y.index) if samples is not None and hasattr(y, "iloc") else None
     values = _checked_numbers(y, f"{argument}:")
     if values.shape != (n,):
         raise ValueError(f"{argument}: has shape {values.shape}; expected ({n},), one value for each row")
     if samples is not None and index is not None:
-        _refuse_repeated(index, f"{argument}:", "samples")
-        first = _Table("the views", values, (), samples)
-        values = _in_order_of(first, _Table(f"{argument}:", values, (), index)).matrix
+        refuse_repeated(index, f"{argument}:", "samples")
+        first = Table("the views", values, (), samples)
+        values = _in_order_of(first, Table(f"{argument}:", values, (), index)).matrix
     return jnp.asarray(values)
 
 
@@ -387,7 +402,7 @@ def check_count(value: Any, argument: str, least: int) -> None:
     """Raise `ValueError` that names the argument unless it is a whole number, at least that."""
     number = whole_number(value)
     if number is None or number < least:
-        raise ValueError(f"{argument}: is {_shown(value)}; expected an integer of at least {least}")
+        raise ValueError(f"{argument}: is {shown(value)}; expected an integer of at least {least}")
 
 
 def check_folds(n_folds: int, n: int) -> None:
@@ -404,7 +419,7 @@ def as_key(key: Any, purpose: str) -> Key[Array, ""]:
             return key
         if key.dtype == jnp.uint32 and key.shape == (2,):
             return jr.wrap_key_data(key)
-    raise ValueError(f"key: is {_shown(key)}; expected a random key such as jax.random.key(0), {purpose}")
+    raise ValueError(f"key: is {shown(key)}; expected a random key such as jax.random.key(0), {purpose}")
 
 
 def deviations(X: Held, kept: Numbers) -> tuple[Held, Held]:

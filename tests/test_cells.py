@@ -106,5 +106,5 @@ def test_missing_cells_are_counted_unless_they_are_to_be_imputed():
     with pytest.raises(ValueError, match="missing: is 'drop'; expected one of views, impute-cells"):
         fit_estimator(split(rows), TWO, missing="drop")
     rows[0, 0] = np.inf
-    with pytest.raises(ValueError, match="views: view 1 holds NaN or infinite values in 1 of 1080 cells"):
+    with pytest.raises(ValueError, match="views: view 1 holds infinite values in 1 of 1080 cells"):
         fit_estimator(split(rows), TWO, "hcl-ml", missing="impute-cells")

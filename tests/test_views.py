@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -13,29 +14,8 @@ A, B = np.arange(12.0).reshape(4, 3), np.array([[1.0], [0.0], [2.0], [5.0]])
 NAMES = ("s3", "s1", "s4", "s2")
 
 
-class Index(tuple):
-    """What is used of a pandas index."""
-
-    start, step = 0, 1
-
-
-class RangeIndex(Index):
-    """The default one."""
-
-
-class Frame:
-    """What is used of a pandas frame: it need not be installed."""
-
-    def __init__(self, values, columns, index=None):
-        self.values, self.columns = np.asarray(values), columns
-        self.index = RangeIndex(range(len(self.values))) if index is None else Index(index)
-
-    def __array__(self, dtype=None, copy=None):
-        return self.values
-
-
-class Series(Frame):
-    iloc = None
+def frame(values, columns, index=None):
+    return pd.DataFrame(values, columns=list(columns), index=index)
 
 
 def forms():
@@ -56,7 +36,7 @@ def forms():
         "objects": [objects, B.astype(object)],
         "dictionary": {"view 1": A, "view 2": B},
         "polars": [pl.DataFrame(A), pl.DataFrame(B)],
-        "pandas": [Frame(A, ("a", "b", "c")), Frame(B, ("z",))],
+        "pandas": [frame(A, ("a", "b", "c")), frame(B, ("z",))],
         "views": as_views([A, B]),
     }
 
@@ -82,13 +62,13 @@ def test_samples_are_aligned_by_name():
     order = [1, 3, 0, 2]
     named = [NAMES[i] for i in order]
     text = pl.DataFrame({"sample": named, "z": B[order, 0]})
-    views = as_views({"a": Frame(A, ("u", "v", "w"), NAMES), "b": text})
+    views = as_views({"a": frame(A, ("u", "v", "w"), NAMES), "b": text})
     assert views.sample_names == NAMES
     assert views.feature_names == (("u", "v", "w"), ("z",))
     np.testing.assert_array_equal(views.matrices[1], B)
-    y = as_response(Series(A[order, 1], (), named), 4, samples=views.sample_names)
+    y = as_response(pd.Series(A[order, 1], named), 4, samples=views.sample_names)
     np.testing.assert_array_equal(y, A[:, 1])
-    same_order = as_views([Frame(A, ("u", "v", "w"), NAMES), B])  # no names: in the order that the others share
+    same_order = as_views([frame(A, ("u", "v", "w"), NAMES), B])  # no names: in the order that the others share
     np.testing.assert_array_equal(same_order.matrices[1], B)
 
 
@@ -115,18 +95,18 @@ def test_samples_are_aligned_by_name():
         ([np.where(A > 9, np.inf, A), B], "views: view 1 holds NaN or infinite values in 2 of 12 cells"),
         ([np.ma.MaskedArray(A, mask=A < 1)], "views: view 1 holds NaN or infinite values in 1 of 12 cells"),
         ([pl.DataFrame({"a": [1, None]})], "views: view 1 holds NaN or infinite values in 1 of 2 cells"),
-        ([pl.DataFrame({"a": [1, 2], "b": ["x", "y"]})], "views: view 1 holds 'x'; expected real numbers"),
+        ([pl.DataFrame({"a": [1, 2], "b": ["x", "y"]})], "views: view 1 holds 'x' in row 1 of column 'b'; expected"),
         ([pl.DataFrame({"s": ["x", "x"], "b": [1, 2]})], "views: view 1 samples 'x' occur more than once"),
-        ([Frame(A, ("a", "b", "a"))], "views: view 1 features 'a' occur more than once; expected each once"),
+        ([frame(A, ("a", "b", "a"))], "views: view 1 features 'a' occur more than once; expected each once"),
         ([[[1, 2], [3]]], "views: view 1 cannot be read as numbers"),
         ([np.array(["2020-01-01"], "M8[D]")[:, None]], "views: view 1 has type datetime64"),
         ([jr.split(jr.key(0), (2, 2))], "views: view 1 has type key"),
         (
-            {"a": Frame(A, "abc", NAMES), "b": Frame(B, "z", ("s1", "s2", "s3", "s9"))},
+            {"a": frame(A, "abc", NAMES), "b": frame(B, "z", ("s1", "s2", "s3", "s9"))},
             "views: view 'b' lacks 's4' and has 's9' beside them; expected the samples of view 'a'",
         ),
         (
-            [Frame(A, "abc", NAMES), Frame(B, "z", NAMES[::-1]), B],
+            [frame(A, "abc", NAMES), frame(B, "z", NAMES[::-1]), B],
             "views: view 3 has no names of samples; expected some, as the others have them in unlike orders",
         ),
     ],
