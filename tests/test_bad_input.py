@@ -46,6 +46,7 @@ from hcl_jax.prediction import (
     least_squares,
     least_squares_scores,
     posterior_mean_scores,
+    random_intercept,
     ridge,
     softmax_regression,
 )
@@ -295,6 +296,8 @@ CASES: list[Case] = [
     ("cox_regression, key", lambda bad: cox_regression(X, N - Y.argsort(), LABELS, choose="cv", key=bad), BAD_KEYS, "key"),
     ("cox_regression, scores", lambda bad: cox_regression(bad, N - Y.argsort(), LABELS), [None, "x", Y, X * np.nan], "scores"),
     ("concordance, level", lambda bad: concordance(Y, N - Y.argsort(), LABELS, bad), BAD_LEVELS, "level"),
+    ("random_intercept, method", lambda bad: random_intercept(X, Y, LABELS, method=bad), BAD_RULES, "method"),
+    ("random_intercept, subjects", lambda bad: random_intercept(X, Y, bad), [None, "x", LABELS[1:], 3], "subjects"),
     ("corrected_mean, values", lambda bad: corrected_mean(bad, 0.2), [np.array([])], "values"),
     ("corrected_mean, test_share", lambda bad: corrected_mean(Y, bad), BAD_LEVELS, "test_share"),
 ]

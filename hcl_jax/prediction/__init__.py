@@ -1,5 +1,5 @@
 """Prediction from scores (theory: Section 5): score maps, regressions from second moments, classification from rows; survival
-times."""
+times and repeated measurements."""
 
 from hcl_jax.prediction.classification import Classifier, fold_of_rows, softmax_regression
 from hcl_jax.prediction.concordance import concordance, concordance_difference
@@ -13,6 +13,7 @@ from hcl_jax.prediction.regression import (
     least_squares,
     ridge,
 )
+from hcl_jax.prediction.repeated import RandomIntercept, random_intercept
 from hcl_jax.prediction.survival import MONOTONE, CoxRegression, as_survival, cox_regression
 from hcl_jax.scores import least_squares_scores, posterior_mean_scores
 
@@ -22,6 +23,7 @@ __all__ = [
     "Classifier",
     "CoxRegression",
     "FoldMoments",
+    "RandomIntercept",
     "Regression",
     "as_survival",
     "choose_penalty",
@@ -35,6 +37,7 @@ __all__ = [
     "least_squares",
     "least_squares_scores",
     "posterior_mean_scores",
+    "random_intercept",
     "ridge",
     "shrink_groups",
     "softmax_regression",
