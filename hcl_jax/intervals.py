@@ -45,7 +45,7 @@ STATUS_TEXT = {
     VALID: "valid",
     NOT_CONVERGED: "not converged: the fit, or the likelihood steps after it",
     INEFFICIENT: "not efficient: the estimator is not one of the likelihood",
-    BOUNDARY: "boundary: columns at or below the detection limit may hold part of it; an upper bound only",
+    BOUNDARY: "boundary: at an end of its range, or columns below the detection limit may hold part of it; an upper bound only",
     OUT_OF_CG_STEPS: "out of steps: the solve with the Fisher information",
 }
 EFFICIENT = ("hcl-ml", "hcl-vb")
@@ -63,15 +63,15 @@ class Interval(eqx.Module):
     Where the status says `BOUNDARY`, `upper` is a bound that errs on the safe side and `lower` is no claim.
     """
 
-    estimate: Float[Array, " q"]
-    standard_error: Float[Array, " q"]
-    lower: Float[Array, " q"]
-    upper: Float[Array, " q"]
-    status: Int[Array, " q"]
+    estimate: Float[Array, "*q"]
+    standard_error: Float[Array, "*q"]
+    lower: Float[Array, "*q"]
+    upper: Float[Array, "*q"]
+    status: Int[Array, "*q"]
 
     def reasons(self) -> list[str]:
         """The statuses in words."""
-        return [STATUS_TEXT[int(code)] for code in self.status]
+        return [STATUS_TEXT[int(code)] for code in jnp.ravel(self.status)]
 
 
 def _located(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> tuple[Point, Int[Array, ""]]:
@@ -87,7 +87,12 @@ def _status(common: Int[Array, ""], solved: Bool[Array, " q"], boundary: Bool[Ar
     return jnp.where(common == VALID, own, common)
 
 
-def _normal_quantile(probability: float, dtype: Any) -> Float[Array, ""]:
+def check_level(level: Any) -> None:
+    """Raise `ValueError` unless it is a number between 0 and 1."""
+    as_number(level, "level", "a number between 0 and 1", lambda number: 0 < number < 1)
+
+
+def normal_quantile(probability: float, dtype: Any) -> Float[Array, ""]:
     return jax.scipy.special.ndtri(jnp.asarray(probability, dtype))
 
 
@@ -95,12 +100,13 @@ def _normal_quantile(probability: float, dtype: Any) -> Float[Array, ""]:
 def _delta(quantity: Quantity, point: Point, status: Int[Array, ""], nu: Float[Array, ""], level: float) -> Interval:
     values, variances, (_, solved) = moments(point, nu, lambda F: jnp.ravel(quantity(F)))
     boundary = jnp.broadcast_to(missing_columns(point).sum() > 0, solved.shape)
-    return _symmetric(values, variances, level, _status(status, solved, boundary))
+    return symmetric_interval(values, variances, level, _status(status, solved, boundary))
 
 
-def _symmetric(values: Array, variances: Array, level: float, status: Array) -> Interval:
+def symmetric_interval(values: Array, variances: Array, level: float, status: Array) -> Interval:
+    """Each value, and as many standard errors on both sides of it as a normal law of that level has."""
     error = jnp.sqrt(variances)
-    width = error * _normal_quantile((1 + level) / 2, error.dtype)
+    width = error * normal_quantile((1 + level) / 2, error.dtype)
     return Interval(values, error, values - width, values + width, status)
 
 
@@ -118,7 +124,7 @@ def _gram(
     own = (spreads[i] * spreads[j] + sampled**2) / covariance.nu
     sampled = jnp.where(i == j, sampled - point.fisher.psi[i], sampled)
     own_status = _status(status, solved | missing, missing & (i == j))
-    return _symmetric(jnp.where(missing, sampled, values), jnp.where(missing, own, variances), level, own_status)
+    return symmetric_interval(jnp.where(missing, sampled, values), jnp.where(missing, own, variances), level, own_status)
 
 
 @compiled
@@ -157,7 +163,7 @@ def _undetected(point: Point, nu: Float[Array, ""], blocks: Blocks, level: float
     """‖Λ_k^(m)‖² of a column that would have stood out with probability (1 + level)/2: the threshold, and as many standard
     errors (1 + λ)√(2/ν) of a strength above it, in units of the view's largest noise variance."""
     hierarchy, dtype = point.fisher.hierarchy, point.loadings.dtype
-    z = _normal_quantile((1 + level) / 2, dtype)
+    z = normal_quantile((1 + level) / 2, dtype)
     bounds = []
     for s, m in blocks:
         edge = noise_edge(nu, jnp.asarray(sum(hierarchy.dims[i - 1] for i in s), dtype)) / nu - 1
@@ -198,7 +204,7 @@ def _truncated(values: Array, errors: Array, cut: Array, level: float) -> tuple[
 
 
 def _check(level: float, estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> None:
-    as_number(level, "level", "a number between 0 and 1", lambda number: 0 < number < 1)
+    check_level(level)
     check_problem(covariance, hierarchy)
     if not isinstance(estimate, Estimate):
         raise ValueError(f"estimate: is of type {type(estimate).__name__}; expected an Estimate, such as hcl-ml returns")

@@ -37,6 +37,8 @@ from hcl_jax.model import sample_coefficients, sample_response, sample_rows_give
 from hcl_jax.prediction import (
     FoldMoments,
     choose_penalty,
+    concordance,
+    cox_regression,
     fold_of_rows,
     group_index,
     group_lasso,
@@ -44,6 +46,7 @@ from hcl_jax.prediction import (
     least_squares,
     least_squares_scores,
     posterior_mean_scores,
+    random_intercept,
     ridge,
     softmax_regression,
 )
@@ -288,6 +291,13 @@ CASES: list[Case] = [
     ("choose_penalty, rule", lambda bad: choose_penalty(jnp.ones((4, 3)), bad), BAD_RULES, "rule"),
     ("softmax_regression, key", lambda bad: softmax_regression(X, LABELS, 2, key=bad), BAD_KEYS, "key"),
     ("softmax_regression, n_folds", lambda bad: softmax_regression(X, LABELS, 2, key=KEY, n_folds=bad), [0, 1, N + 1], "n_folds"),
+    ("cox_regression, ties", lambda bad: cox_regression(X, N - Y.argsort(), LABELS, ties=bad), BAD_RULES, "ties"),
+    ("cox_regression, choose", lambda bad: cox_regression(X, N - Y.argsort(), LABELS, choose=bad), BAD_RULES, "choose"),
+    ("cox_regression, key", lambda bad: cox_regression(X, N - Y.argsort(), LABELS, choose="cv", key=bad), BAD_KEYS, "key"),
+    ("cox_regression, scores", lambda bad: cox_regression(bad, N - Y.argsort(), LABELS), [None, "x", Y, X * np.nan], "scores"),
+    ("concordance, level", lambda bad: concordance(Y, N - Y.argsort(), LABELS, bad), BAD_LEVELS, "level"),
+    ("random_intercept, method", lambda bad: random_intercept(X, Y, LABELS, method=bad), BAD_RULES, "method"),
+    ("random_intercept, subjects", lambda bad: random_intercept(X, Y, bad), [None, "x", LABELS[1:], 3], "subjects"),
     ("corrected_mean, values", lambda bad: corrected_mean(bad, 0.2), [np.array([])], "values"),
     ("corrected_mean, test_share", lambda bad: corrected_mean(Y, bad), BAD_LEVELS, "test_share"),
 ]

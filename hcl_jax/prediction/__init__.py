@@ -1,6 +1,8 @@
-"""Prediction from scores (theory: Section 5): score maps, regressions from second moments, classification from rows."""
+"""Prediction from scores (theory: Section 5): score maps, regressions from second moments, classification from rows; survival
+times and repeated measurements."""
 
 from hcl_jax.prediction.classification import Classifier, fold_of_rows, softmax_regression
+from hcl_jax.prediction.concordance import concordance, concordance_difference
 from hcl_jax.prediction.paths import choose_penalty, group_index, shrink_groups
 from hcl_jax.prediction.regression import (
     PROJECTED,
@@ -11,14 +13,23 @@ from hcl_jax.prediction.regression import (
     least_squares,
     ridge,
 )
+from hcl_jax.prediction.repeated import RandomIntercept, random_intercept
+from hcl_jax.prediction.survival import MONOTONE, CoxRegression, as_survival, cox_regression
 from hcl_jax.scores import least_squares_scores, posterior_mean_scores
 
 __all__ = [
+    "MONOTONE",
     "PROJECTED",
     "Classifier",
+    "CoxRegression",
     "FoldMoments",
+    "RandomIntercept",
     "Regression",
+    "as_survival",
     "choose_penalty",
+    "concordance",
+    "concordance_difference",
+    "cox_regression",
     "fold_of_rows",
     "group_index",
     "group_lasso",
@@ -26,6 +37,7 @@ __all__ = [
     "least_squares",
     "least_squares_scores",
     "posterior_mean_scores",
+    "random_intercept",
     "ridge",
     "shrink_groups",
     "softmax_regression",

@@ -6,9 +6,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from hcl_jax.structure import Hierarchy, as_hierarchy
+from hcl_jax.views import centred
 
 Rule = Literal["min", "one-se"]
 
@@ -84,3 +85,36 @@ def positive(scale: Float[Array, "..."]) -> Float[Array, "..."]:
 def path_tolerance(dtype: jnp.dtype) -> float:
     """The relative change of a point of the path at which `accelerated` stops: what the precision can reach."""
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-5
+
+
+class ScoreAxes(NamedTuple):
+    """Scores in axes in which they are uncorrelated, of variance 1: `rows` = (scores − centre) `turn` where rows count, else 0.
+
+    Coefficients on the scores are `turn` times those on the axes. An axis in which the scores do not vary is 0, and not
+    `visible`; `hidden` are the scores that such an axis takes part in, whose coefficients no response can tell.
+    """
+
+    rows: Float[Array, "n K"]
+    centre: Float[Array, " K"]
+    turn: Float[Array, "K K"]
+    visible: Bool[Array, " K"]
+    hidden: Bool[Array, " K"]
+
+
+def score_axes(scores: Float[Array, "n K"], counted: Bool[Array, " n"] | None = None) -> ScoreAxes:
+    """The axes of the rows that count, by the eigenvectors of the scores' correlations: whatever units each score comes in."""
+    residual, centre, deviation = centred(scores, counted)
+    n = jnp.asarray(scores.shape[0] if counted is None else counted.sum(), scores.dtype)
+    scale = positive(deviation)
+    unit = residual / scale[None, :]
+    values, vectors = jnp.linalg.eigh(unit.T @ unit / jnp.maximum(n - 1, 1))
+    precision = jnp.finfo(scores.dtype).eps
+    visible = values > 10 * values.size * precision * values[-1]
+    hidden = jnp.sum(jnp.where(visible[None, :], 0, vectors**2), axis=1) > jnp.sqrt(precision)
+    turn = vectors * jnp.where(visible, 1 / jnp.sqrt(jnp.where(visible, values, 1)), 0)[None, :] / scale[:, None]
+    return ScoreAxes(residual @ turn, centre, turn, visible, hidden)
+
+
+def covariance_of_scores(axes: ScoreAxes, covariance: Float[Array, "K K"]) -> Float[Array, "K K"]:
+    """The covariance of coefficients on the scores from that on their axes; that of one that nothing tells is infinite."""
+    return axes.turn @ covariance @ axes.turn.T + jnp.diag(jnp.where(axes.hidden, jnp.inf, 0).astype(covariance.dtype))
