@@ -5,6 +5,7 @@ to; the codes of a structure's views are to be the same, and those of a view unc
 for each it is DeepJIVE, with the full lattice a nonlinear SLIDE.
 """
 
+import math
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from hcl_jax.networks.modules import Constant, Perceptron, redrawn
+from hcl_jax.compiled import compiled
+from hcl_jax.networks.modules import Constant, Convolutions, Deconvolutions, Perceptron, redrawn
 from hcl_jax.networks.network import (
     HEAD,
     Method,
@@ -27,15 +29,18 @@ from hcl_jax.networks.network import (
     check_modalities,
     check_widths,
     fit_network,
+    split_views,
 )
 from hcl_jax.networks.training import Batch, Critics, TrainingConfig
-from hcl_jax.structure import Hierarchy, Structure
+from hcl_jax.structure import NON_FINITE, Hierarchy, Structure
 from hcl_jax.views import check_options
 
 Place = tuple[int, Structure]
 """(View, structure that it belongs to): where there is a code."""
 TINY = 1e-6
 """Of a variance: the least that is divided by."""
+COLLAPSED, BLURRED, DIVERGED = 0.1, 1.5, 5.0
+"""A code of several views has lost its variance below that standard deviation; an error has grown by more than these factors."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class DeepjiveConfig(NetworkConfig):
     standardise: codes of several views have mean 0 and variance 1, in the batch and at the end among the training rows.
     project: at the end a linear regression takes from every code what those of larger structures explain of it.
     hidden: widths of the hidden layers of encoders, and in reverse of decoders; none: linear ones.
+    shapes: sides of every view's images or volumes, whose features are their voxels in C order; encoders and decoders then are
+    convolutions of stride 2 with these `channels`, layer by layer, and this `kernel`. None given: perceptrons.
     critic_steps, critic_speed: of the networks that learn to explain.
     """
 
@@ -72,6 +79,9 @@ class DeepjiveConfig(NetworkConfig):
     standardise: bool = True
     project: bool = True
     hidden: tuple[int, ...] = (64, 64)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    channels: tuple[int, ...] = (8, 16)
+    kernel: int = 2
     critic_steps: int = 5
     critic_speed: float = 3.0
 
@@ -82,10 +92,11 @@ class DeepjiveConfig(NetworkConfig):
             "orthogonality": ("ridge", "adversarial", "explained", "residual"),
         }
         weights = dict.fromkeys(("identity_weight", "gamma", "joint_first", "ramp"), 0)
-        check_options(self, choices=choices, positive=("ridge", "critic_speed"), least=weights | {"critic_steps": 1})
+        check_options(self, choices=choices, positive=("ridge", "critic_speed"), least=weights | {"critic_steps": 1, "kernel": 2})
         if self.joint_first + self.ramp >= 1:
             raise ValueError(f"ramp: is {self.ramp}, after joint_first {self.joint_first}; expected a sum below 1")
         check_widths(self, "hidden")
+        check_widths(self, "channels", least=1)
 
     @property
     def settled(self) -> Any:
@@ -122,9 +133,7 @@ class Deepjive(Network):
         there = jnp.ones((views[0].shape[0], len(views)), bool) if present is None else present
         codes, blocks = self.raw(views), []
         for s in self.hierarchy.structures:
-            own = [
-                (codes[m, s] - self.centres[m, s].value[None, :]) / self.scales[m, s].value[None, :] for m in s
-            ]
+            own = [(codes[m, s] - self.centres[m, s].value[None, :]) / self.scales[m, s].value[None, :] for m in s]
             held = there[:, np.array(s) - 1]
             if s in self.mergers:
                 own, held = own[:1], held.all(axis=1, keepdims=True)
@@ -171,10 +180,21 @@ def build(key: Key[Array, ""], hierarchy: Hierarchy, config: DeepjiveConfig) -> 
     learned = [(m, s) for m, s in at if earlier(hierarchy, m, s)] if config.orthogonality != "ridge" else []
     explaining = lambda m, s: sum(rank[t] for t in earlier(hierarchy, m, s))
     constants = lambda fill: {(m, s): Constant(jnp.full(rank[s], fill, dtype)) for m, s in at}
+
+    def encoder(m: int, r: int) -> Any:
+        if not config.shapes:
+            return perceptron(dims[m - 1], *config.hidden, r)
+        return Convolutions(key, config.shapes[m - 1], config.channels, r, config.kernel, dtype)
+
+    def decoder(m: int, r: int) -> Any:
+        if not config.shapes:
+            return perceptron(r, *back, dims[m - 1])
+        return Deconvolutions(key, config.shapes[m - 1], config.channels, r, config.kernel, dtype)
+
     network = Deepjive(
-        encoders={(m, s): perceptron(dims[m - 1], *config.hidden, width(s)) for m, s in at},
+        encoders={(m, s): encoder(m, width(s)) for m, s in at},
         mergers={s: perceptron(len(s) * width(s), *config.hidden[-1:], rank[s]) for s in merged},
-        decoders={(m, s): perceptron(rank[s], *back, dims[m - 1]) for m, s in at},
+        decoders={(m, s): decoder(m, rank[s]) for m, s in at},
         regressions={(m, s): perceptron(explaining(m, s), *config.hidden[:1], rank[s]) for m, s in learned},
         head=perceptron(sum(rank[s] for _, s in at), HEAD, config.n_outputs),
         centres=constants(0.0),
@@ -242,7 +262,10 @@ def penalties(network: Deepjive, codes: dict[Place, Rows], config: DeepjiveConfi
         return [jnp.mean(g**2) for g in guess.values()]
     if config.orthogonality == "residual":
         return [jnp.mean((codes[place] - g) ** 2) for place, g in guess.items()]
-    return [1 - jnp.mean((codes[place] - held(g)) ** 2 / (codes[place].var(axis=0) + TINY)) for place, g in guess.items()]
+    return [
+        1 - jnp.mean((codes[place] - held(g)) ** 2 / (codes[place].var(axis=0, keepdims=True) + TINY))
+        for place, g in guess.items()
+    ]
 
 
 def explained_share(given: Float[Array, "n k"], code: Float[Array, "n r"], ridge: float | Array) -> Float[Array, ""]:
@@ -329,8 +352,17 @@ def projection_of(codes: Float[Array, "n K"], hierarchy: Hierarchy) -> Float[Arr
 
 
 def check(hierarchy: Hierarchy, config: DeepjiveConfig) -> None:
-    """Raise `ValueError` for a single view."""
+    """Raise `ValueError` for a single view, and shapes that are not the views' or cannot be halved by every layer."""
     check_modalities(hierarchy, "what views share is told from what they have alone")
+    factor = 2 ** len(config.channels)
+    fits = [
+        math.prod(sides) == d and all(side % factor == 0 for side in sides)
+        for sides, d in zip(config.shapes, hierarchy.dims, strict=False)
+    ]
+    if config.shapes and (len(config.shapes) != hierarchy.n_modalities or not all(fits)):
+        raise ValueError(
+            f"shapes: are {config.shapes}; expected one a view, of {hierarchy.dims} voxels, whose sides are multiples of {factor}"
+        )
 
 
 METHOD = Method("deepjive", DeepjiveConfig, build, loss, all_columns, finish=finish, check=check)
@@ -340,6 +372,58 @@ LEARNING = replace(METHOD, critics=Critics(regressions, learning))
 def fit(
     views: Any, hierarchy: Hierarchy, config: DeepjiveConfig = DeepjiveConfig(), *, y: Any = None, key: Any, **options: Any
 ) -> NetworkFit:
-    """DeepJIVE on rows."""
+    """DeepJIVE on rows: views that are sums of what decoders make of codes, one code a view and structure.
+
+    Least Σ_m mean‖x_m − Σ_{s∋m} d_{m,s}(c_{m,s})‖²/d_m, all views of variance 1, + identity + γ · orthogonality; see
+    `DeepjiveConfig`. Codes of all views learn first, as if there were no others, and those of single views what these leave; then
+    all learn together, and γ grows. Scores are the mean of a structure's codes over the views that a row has, less the linear
+    regression on the scores of structures before it that share a view with it. Where the identity is merged a row that lacks a
+    view of a structure has 0 there. `parts` gives what the scores say of the views, `warnings_of` what went wrong.
+
+    The paper's penalty on the regression network is ambiguous, and both readings of it fail ("explained", "residual"); nor does
+    it standardise joint codes, which then shrink to nothing. With structures of single views alone these are separate
+    autoencoders. Options as in `fit_network`; the scaled inputs keep the geometry of squared errors, as linear JIVE does.
+    """
     method = METHOD if getattr(config, "orthogonality", "ridge") == "ridge" else LEARNING
     return fit_network(method, views, hierarchy, config, y=y, key=key, **options)
+
+
+def parts(fitted: NetworkFit, views: Any, presence: Any = None) -> dict[Place, Float[Array, "n _d"]]:
+    """By (view, structure) what the structure's scores say of the view, in units of its features, about no mean of its own.
+
+    A view is its training means plus the sum of its parts plus what is left. Raises `ValueError` for a fit of another method, and
+    of normal scores, whose parts add up in no units.
+    """
+    network = fitted.network
+    if not isinstance(network, Deepjive) or fitted.config.inputs == "normal":
+        raise ValueError(f"fitted: is {fitted.method} of {fitted.config.inputs} inputs; expected deepjive of scaled ones")
+    scores = fitted.transform(views, presence)
+    scale = split_views(jnp.where(jnp.isfinite(fitted.marginals.scale), fitted.marginals.scale, 0)[None, :], fitted.dims)
+    return {(m, s): part * scale[m - 1] for (m, s), part in decoded(network, scores).items()}
+
+
+@compiled
+def decoded(network: Deepjive, scores: Float[Array, "n K"]) -> dict[Place, Rows]:
+    """All parts, in standardised units and the precision of the scores."""
+    dtype, own = scores.dtype, network.projection.value.dtype
+    return {place: network.part(scores.astype(own), *place).astype(dtype) for place in network.decoders}
+
+
+def warnings_of(fitted: NetworkFit) -> tuple[str, ...]:
+    """What went wrong, in words, by the history of the training; nothing where nothing did.
+
+    Collapse: codes of several views are the same because they have hardly any variance (of standardised ones none: what
+    standardises them is bounded). Blur: the error of the views on held-out rows has grown again, as the orthogonality took over;
+    divergence: by more, or to what is not finite.
+    """
+    found = []
+    last = {name: values[np.isfinite(values)] for name, values in jax.tree.map(np.asarray, fitted.history).items()}
+    least = 10 * TINY**0.5 if fitted.config.standardise else COLLAPSED
+    if last["spread"][-1] < least:
+        found.append(f"collapse: a code of several views has a standard deviation of {last['spread'][-1]:.2g}, below {least:.2g}")
+    growth = last["reconstruction"][-1] / last["reconstruction"].min()
+    if int(fitted.status) == NON_FINITE or growth > DIVERGED:
+        found.append(f"divergence: the error of the views ended at {growth:.2g} times its least")
+    elif growth > BLURRED:
+        found.append(f"blur: the error of the views ended at {growth:.2g} times its least; expected a smaller gamma")
+    return tuple(found)

@@ -394,5 +394,10 @@ def _config_from(kind: type, held: dict[str, Any]) -> Any:
         value, default = held[item.name], item.default
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             value = _config_from(type(default), value)
-        values[item.name] = tuple(value) if isinstance(value, list) else value
+        values[item.name] = _as_tuples(value)
     return kind(**values)
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as these again."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
