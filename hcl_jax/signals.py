@@ -103,8 +103,8 @@ def sample_structured_curves(key: Key[Array, ""], n: int, hierarchy: Hierarchy, 
         factors[s] = jnp.stack([jnp.cos(phases[:, i]), jnp.sin(phases[:, i])], axis=1)
         for m in s:
             frequency = 1 + [t for t in hierarchy.structures if m in t].index(s)
-            at = 2 * math.pi * frequency * jnp.arange(hierarchy.dims[m - 1]) / hierarchy.dims[m - 1]
-            parts[m, s] = waves[(m - 1) % len(waves)](at[None, :] + phases[:, [i]])
+            at = 2 * math.pi * frequency * np.arange(hierarchy.dims[m - 1]) / hierarchy.dims[m - 1]
+            parts[m, s] = waves[(m - 1) % len(waves)](jnp.asarray(at, phases.dtype)[None, :] + phases[:, [i]])
     return _signals(k_noise, parts, factors, noise)
 
 
@@ -160,7 +160,7 @@ class Phantom(NamedTuple):
 
 
 def sample_phantom(
-    rng: np.random.Generator, n: int, side: int = 16, effect: float = 1.0, noise: float = 0.05, slope: float = 2.0
+    rng: np.random.Generator, n: int, side: int = 16, effect: float = 1.0, noise: float = 0.05, slope: float = 4.0
 ) -> Phantom:
     """A head of ellipsoids, as two kinds of scanner would see it: what they share is how far the tissue has shrunk.
 
