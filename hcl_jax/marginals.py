@@ -1,8 +1,10 @@
-"""Maps of single features that training rows set once: standardised values, and normal scores (Gaussian copula).
+"""Maps of single features that training rows set once: standardised values, by feature or view, and normal scores (Gaussian
+copula).
 
 Both take rows one by one, so that a training row and a new one with the same values get the same.
 """
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from hcl_jax.views import centre_and_scale, centred, standardise
+from hcl_jax.views import centre_and_scale, centred, standardise, view_norms
 
 KNOTS = 1000
 """At most so many quantiles of a feature are kept; all its values where there are fewer rows."""
@@ -27,11 +29,21 @@ class Standardisation(eqx.Module):
     """Infinite for features that were constant, which count as 0 in all rows."""
 
     @classmethod
-    def of(cls, X: Float[Array, "n d"]) -> "Standardisation":
+    def of(cls, X: Float[Array, "n d"], dims: Sequence[int] = ()) -> "Standardisation":
         return cls(*centre_and_scale(X))
 
     def __call__(self, X: Float[Array, "n d"]) -> Float[Array, "n d"]:
         return (X.astype(self.centre.dtype) - self.centre[None, :]) / self.scale[None, :]
+
+
+class Scaling(Standardisation):
+    """x → (x − centre)/scale, one scale for all features of a view: the mean of their variances is 1."""
+
+    @classmethod
+    def of(cls, X: Float[Array, "n d"], dims: Sequence[int] = ()) -> "Scaling":
+        Z, centre, _ = centred(X)
+        features = np.repeat(dims, dims).astype(float)
+        return cls(centre, view_norms(Z, dims) / jnp.sqrt(jnp.asarray(len(Z) * features, X.dtype)))
 
 
 class NormalScores(eqx.Module):
@@ -50,7 +62,7 @@ class NormalScores(eqx.Module):
     scores: Float[Array, "k d"]
 
     @classmethod
-    def of(cls, X: Float[Array, "n d"]) -> "NormalScores":
+    def of(cls, X: Float[Array, "n d"], dims: Sequence[int] = ()) -> "NormalScores":
         n = X.shape[0]
         _, centre, deviation = centred(X)
         scale = jnp.where(deviation > 0, deviation, 1)
@@ -70,7 +82,7 @@ class NormalScores(eqx.Module):
 
 
 Marginals = Standardisation | NormalScores
-MARGINALS: dict[str, Any] = {"normal": NormalScores, "standardised": Standardisation}
+MARGINALS: dict[str, Any] = {"normal": NormalScores, "standardised": Standardisation, "scaled": Scaling}
 
 
 def _kept_ranks(n: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hcl_jax.fitted import Fitted
-from hcl_jax.networks import convirt, dlf, factorcl, hcl, hcl_released, links, misa, simclr, tsd
+from hcl_jax.networks import convirt, deepjive, dlf, factorcl, hcl, hcl_released, links, misa, simclr, tsd
 from hcl_jax.networks.network import Method, NetworkConfig, NetworkFit, load_fit
 from hcl_jax.networks.training import TrainingConfig
 
@@ -21,6 +21,9 @@ NETWORKS: dict[str, Callable[..., Fitted]] = {
     "misa-port": partial(misa.fit, config=misa.MisaConfig(variant="port")),
     "convirt": convirt.fit,
     "convirt-paper": partial(convirt.fit, config=convirt.ConvirtConfig(variant="paper")),
+    "deepjive": deepjive.fit,
+    "deepjive-exchange": partial(deepjive.fit, config=deepjive.DeepjiveConfig(identity="exchange")),
+    "deepjive-merged": partial(deepjive.fit, config=deepjive.DeepjiveConfig(identity="merged", restarts=3)),
     "dlf": dlf.fit,
     "dlf-official": partial(dlf.fit, config=dlf.DlfConfig(variant="official")),
     "dlf-port": partial(dlf.fit, config=dlf.DlfConfig(variant="port")),
@@ -37,7 +40,7 @@ NETWORKS: dict[str, Callable[..., Fitted]] = {
 """`NETWORKS[name](views, hierarchy, *, y=None, key)`: the repaired methods, and behind the dash their published variants."""
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (hcl, links, hcl_released, misa, convirt, dlf, factorcl, tsd)
+    module.METHOD.name: module.METHOD for module in (hcl, links, hcl_released, misa, convirt, deepjive, dlf, factorcl, tsd)
 }
 
 

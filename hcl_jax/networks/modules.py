@@ -69,6 +69,87 @@ class Skipped(eqx.Module):
         return rowwise(self.skip, rows) + self.perceptron(rows)
 
 
+class Convolutions(eqx.Module):
+    """Images or volumes to codes: convolutions of stride 2, GELU, and a linear layer.
+
+    As products of matrices, over patches cut by strided slices: XLA has no fast convolution of volumes on a CPU.
+    """
+
+    layers: tuple[eqx.nn.Linear, ...]
+    last: eqx.nn.Linear
+    sides: tuple[int, ...] = eqx.field(static=True)
+    kernel: int = eqx.field(static=True)
+
+    def __init__(
+        self, key: Key[Array, ""], sides: tuple[int, ...], channels: Sequence[int], width: int, kernel: int, dtype: DTypeLike
+    ):
+        cells, each = math.prod(side >> len(channels) for side in sides), kernel ** len(sides)
+        shapes = zip((1, *channels[:-1]), channels, strict=True)
+        self.layers = tuple(eqx.nn.Linear(each * c, out, dtype=dtype, key=key) for c, out in shapes)
+        self.last = eqx.nn.Linear(cells * channels[-1], width, dtype=dtype, key=key)
+        self.sides, self.kernel = sides, kernel
+
+    def __call__(self, rows: Float[Array, "n _p"]) -> Float[Array, "n _q"]:
+        x = rows.reshape(len(rows), *self.sides, 1)
+        for layer in self.layers:
+            x = jax.nn.gelu(cellwise(layer, patches(x, self.kernel)))
+        return rowwise(self.last, x.reshape(len(rows), -1))
+
+
+class Deconvolutions(eqx.Module):
+    """Codes to images or volumes: the transposes of `Convolutions`, in reverse."""
+
+    first: eqx.nn.Linear
+    layers: tuple[eqx.nn.Linear, ...]
+    sides: tuple[int, ...] = eqx.field(static=True)
+    kernel: int = eqx.field(static=True)
+
+    def __init__(
+        self, key: Key[Array, ""], sides: tuple[int, ...], channels: Sequence[int], width: int, kernel: int, dtype: DTypeLike
+    ):
+        cells, each = math.prod(side >> len(channels) for side in sides), kernel ** len(sides)
+        shapes = zip(channels[::-1], (*channels[-2::-1], 1), strict=True)
+        self.first = eqx.nn.Linear(width, cells * channels[-1], dtype=dtype, key=key)
+        self.layers = tuple(eqx.nn.Linear(c, each * out, dtype=dtype, key=key) for c, out in shapes)
+        self.sides, self.kernel = sides, kernel
+
+    def __call__(self, rows: Float[Array, "n _p"]) -> Float[Array, "n _q"]:
+        small = [side >> len(self.layers) for side in self.sides]
+        x = rowwise(self.first, rows).reshape(len(rows), *small, -1)
+        for layer in self.layers:
+            x = overlap(cellwise(layer, jax.nn.gelu(x)), self.kernel)
+        return x.reshape(len(rows), -1)
+
+
+def cellwise(layer: eqx.nn.Linear, x: Float[Array, "n *sides c"]) -> Float[Array, "n *sides _k"]:
+    """A linear layer on the channels of every cell."""
+    return rowwise(layer, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def _slots(sides: int, kernel: int) -> list[tuple[int, ...]]:
+    """Where in a patch its cells are."""
+    return list(np.ndindex(*(kernel,) * sides))
+
+
+def patches(x: Float[Array, "n *sides c"], kernel: int) -> Float[Array, "n *half k"]:
+    """The channels of a patch of that width about every second cell, side by side; 0 beyond the edges."""
+    before, sides = (kernel - 1) // 2, x.ndim - 2
+    padded = jnp.pad(x, ((0, 0), *((before, kernel - 2 - before),) * sides, (0, 0)))
+    cut = lambda slot: tuple(slice(at, at + side, 2) for at, side in zip(slot, x.shape[1:-1], strict=True))
+    return jnp.concatenate([padded[:, *cut(slot)] for slot in _slots(sides, kernel)], axis=-1)
+
+
+def overlap(x: Float[Array, "n *half k"], kernel: int) -> Float[Array, "n *sides c"]:
+    """The transpose of `patches`: patches added up where they lie, what is beyond the edges left out."""
+    before, sides = (kernel - 1) // 2, x.ndim - 2
+    full = [2 * half for half in x.shape[1:-1]]
+    slots = _slots(sides, kernel)
+    total = jnp.zeros((x.shape[0], *(side + kernel - 2 for side in full), x.shape[-1] // len(slots)), x.dtype)
+    for slot, part in zip(slots, jnp.split(x, len(slots), axis=-1), strict=True):
+        total = total.at[:, *(slice(at, at + side, 2) for at, side in zip(slot, full, strict=True))].add(part)
+    return total[:, *(slice(before, before + side) for side in full)]
+
+
 def redrawn(key: Key[Array, ""], network: Any) -> Any:
     """The network with the weights of all its linear layers drawn anew, in one draw: uniform between ±1/√fan_in, and a hundredth
     of that in the last layers of `Skipped`, whose maps so start linear.

@@ -20,8 +20,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from hcl_jax.compiled import compiled
 from hcl_jax.fitted import Fitted, check_views, read_rows
 from hcl_jax.marginals import MARGINALS, Marginals
-from hcl_jax.networks.training import Batch, Critics, TrainingConfig, held_out_rows, join_numbers, split_numbers, train_network
-from hcl_jax.structure import Hierarchy, as_hierarchy
+from hcl_jax.networks.training import (
+    Batch,
+    Critics,
+    Trained,
+    TrainingConfig,
+    held_out_rows,
+    join_numbers,
+    split_numbers,
+    train_network,
+)
+from hcl_jax.structure import NON_FINITE, Hierarchy, as_hierarchy
 from hcl_jax.views import UNREADABLE, as_key, as_labels, as_response, centre_and_scale, check_options
 
 Rows = Float[Array, "n _p"]
@@ -45,20 +54,23 @@ class Network(eqx.Module):
 class NetworkConfig:
     """What all networks have in common; every method adds its own.
 
-    inputs: what encoders see of a feature: its "normal" scores, or its "standardised" values.
+    inputs: what encoders see of a feature: its "normal" scores, its "standardised" values, or these "scaled" by view, which
+    keeps what the features of a view vary by in proportion.
     supervision: what a response, where one is given, is used for: "joint" adds the task's loss from the first step, "tuned"
     trains without it first and goes on with it from there, "none" leaves it alone.
     task_weight: of the task's loss: half the mean squared error of the standardised response, or the cross-entropy.
     n_classes: of an integer response; None where the response is a number.
+    restarts: trainings from unlike random weights, of which the one with the least held-out loss is kept.
     """
 
     presets: ClassVar[Mapping[str, Any]] = {}
     """By variant, a named tuple of the options that are its own: those that are None are filled in from it."""
     training: TrainingConfig = TrainingConfig()
-    inputs: Literal["normal", "standardised"] = "normal"
+    inputs: Literal["normal", "standardised", "scaled"] = "normal"
     supervision: Literal["joint", "tuned", "none"] = "joint"
     task_weight: float = 1.0
     n_classes: int | None = None
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         if self.presets:
@@ -67,7 +79,7 @@ class NetworkConfig:
             for name, value in self.presets[variant]._asdict().items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, value)
-        least = {"task_weight": 0, "n_classes": 2}
+        least = {"task_weight": 0, "n_classes": 2, "restarts": 1}
         choices = {"inputs": tuple(MARGINALS), "supervision": ("joint", "tuned", "none")}
         check_options(self, choices=choices, least=least)
 
@@ -267,17 +279,20 @@ def fit_rows(
 ) -> NetworkFit:
     """The same for rows that are checked; a response is n × o numbers, or n classes."""
     static, numbers = split_numbers(config)
-    prepared = _prepare(method, static, numbers, hierarchy, X, response, key)
-    network, train, held = prepared.network, prepared.train, prepared.held
-    loss = _loss_of(method)
-    k_first, k_second = prepared.keys
-    file = None if checkpoint is None else Path(checkpoint)
+    loss, file, k_rows = _loss_of(method), None if checkpoint is None else Path(checkpoint), jr.split(key, 4)[1]
     run = partial(train_network, loss, static, numbers, critics=method.critics, progress=progress)
-    if config.supervision == "tuned" and response is not None:
-        blind, blind_held = (batch._replace(y=None) for batch in (train, held))
-        before = None if file is None else file.with_name(file.name + ".pretraining")
-        network = run(network, blind, blind_held, k_second, checkpoint=before).model
-    trained = run(network, train, held, k_first, checkpoint=file)
+    runs = []
+    for i in range(config.restarts):
+        prepared = _prepare(method, static, numbers, hierarchy, X, response, jr.fold_in(key, i) if i else key, k_rows)
+        network, train, held = prepared.network, prepared.train, prepared.held
+        k_first, k_second = prepared.keys
+        own = file.with_name(f"{file.name}.{i}") if file is not None and i else file
+        if config.supervision == "tuned" and response is not None:
+            blind, blind_held = (batch._replace(y=None) for batch in (train, held))
+            before = None if own is None else own.with_name(own.name + ".pretraining")
+            network = run(network, blind, blind_held, k_second, checkpoint=before).model
+        runs.append(run(network, train, held, k_first, checkpoint=own))
+    trained = runs[0] if len(runs) == 1 else _best_of(runs)
     network = _finish(method, static, numbers, hierarchy, trained.model, train)
     return NetworkFit(
         network=network,
@@ -295,6 +310,12 @@ def fit_rows(
     )
 
 
+def _best_of(runs: list[Trained]) -> Trained:
+    """The run that ended in the least loss; those that did not end finite only where none did."""
+    losses = jnp.stack([jnp.where(run.status == NON_FINITE, jnp.inf, run.loss) for run in runs])
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[jnp.argmin(losses)], *runs)
+
+
 class Prepared(eqx.Module):
     """What training starts from."""
 
@@ -308,11 +329,11 @@ class Prepared(eqx.Module):
 
 @compiled
 def _prepare(
-    method: Method, static: Any, numbers: dict, hierarchy: Hierarchy, X: Array, response: Array | None, key: Array
+    method: Method, static: Any, numbers: dict, hierarchy: Hierarchy, X: Array, response: Array | None, key: Array, k_rows: Array
 ) -> Prepared:
     config = join_numbers(static, numbers, static.training.dtype)
-    k_build, k_rows, k_first, k_second = jr.split(key, 4)
-    marginals = MARGINALS[config.inputs].of(X)
+    k_build, _, k_first, k_second = jr.split(key, 4)
+    marginals = MARGINALS[config.inputs].of(X, hierarchy.dims)
     Z = marginals(X).astype(config.training.dtype)
     mean, deviation = jnp.zeros(1, X.dtype), jnp.ones(1, X.dtype)
     y = response
@@ -373,5 +394,10 @@ def _config_from(kind: type, held: dict[str, Any]) -> Any:
         value, default = held[item.name], item.default
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             value = _config_from(type(default), value)
-        values[item.name] = tuple(value) if isinstance(value, list) else value
+        values[item.name] = _as_tuples(value)
     return kind(**values)
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as these again."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

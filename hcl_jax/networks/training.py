@@ -35,13 +35,15 @@ class Batch(NamedTuple):
 
     views: tuple[Float[Array, "n _d"], ...]
     y: Array | None = None
+    elapsed: Float[Array, ""] | None = None
+    """Share of the steps that are over, for losses that change on the way; None: all of them."""
 
     @property
     def n_rows(self) -> int:
         return int(self.views[0].shape[0])
 
     def of_rows(self, rows: Int[Array, "*m"]) -> "Batch":
-        return jax.tree.map(lambda leaf: leaf[rows], self)
+        return jax.tree.map(lambda leaf: leaf[rows], self._replace(elapsed=None))
 
 
 Loss = Callable[[Any, Batch, Key[Array, ""], Any], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
@@ -84,7 +86,8 @@ class TrainingConfig:
 
 
 Config = Any
-"""A frozen dataclass with a field `training`; with critics also `critic_steps` and `critic_speed`."""
+"""A frozen dataclass with a field `training`; with critics also `critic_steps` and `critic_speed`; where the loss changes on the
+way `settled`, the share of the steps after which it no longer does."""
 
 
 @dataclass(frozen=True)
@@ -252,11 +255,13 @@ def make_step(
     return (params, states, jnp.ones((), bool)), step, model_of
 
 
-def held_out_loss(loss: Loss, model: PyTree, held: Batch, size: int, key: Key[Array, ""], config: Config) -> tuple[Array, dict]:
+def held_out_loss(
+    loss: Loss, model: PyTree, held: Batch, size: int, key: Key[Array, ""], config: Config, elapsed: Array | None = None
+) -> tuple[Array, dict]:
     """(the mean loss, its parts) over the held-out rows, in batches of one size; what is left over is not used."""
     size = min(size, held.n_rows)
     batches = jax.tree.map(lambda leaf: leaf[: held.n_rows // size * size].reshape(-1, size, *leaf.shape[1:]), held)
-    value, parts = lax.map(lambda batch: loss(model, batch, key, config), batches)
+    value, parts = lax.map(lambda batch: loss(model, batch._replace(elapsed=elapsed), key, config), batches)
     return value.mean(), jax.tree.map(jnp.mean, parts)
 
 
@@ -264,7 +269,8 @@ def _start(
     loss: Loss, critics: Critics | None, config: Config, model: PyTree, train: Batch, held: Batch, key: Key[Array, ""]
 ) -> TrainState:
     plan = Plan.of(config.training, train.n_rows)
-    value, parts = held_out_loss(loss, model, held, plan.batch, jr.fold_in(key, 0), config)
+    begun = jnp.zeros((), config.training.dtype)
+    value, parts = held_out_loss(loss, model, held, plan.batch, jr.fold_in(key, 0), config, begun)
     measured = {"train": jnp.full_like(value, jnp.nan), "held_out": value, **parts}
     history = {name: jnp.full((plan.rounds + 1,), jnp.nan, x.dtype).at[0].set(x) for name, x in measured.items()}
     zero = jnp.zeros((), jnp.int32)
@@ -291,25 +297,28 @@ def _round(
         shuffled = jax.vmap(lambda k: jr.permutation(k, train.n_rows)[:used])(jr.split(key, epochs))
         return shuffled.reshape(-1, plan.batch)
 
-    def of_rows(moving: Moving, item: tuple[Array, Array, Any]) -> tuple[Moving, Array]:
-        rows, k, theirs = item
+    def of_rows(moving: Moving, item: tuple[Array, Array, Any, Array]) -> tuple[Moving, Array]:
+        rows, k, theirs, elapsed = item
         if critics is not None:
             theirs = (train.of_rows(theirs[0]), theirs[1])
-        return step(moving, (train.of_rows(rows), k, theirs))
+        return step(moving, (train.of_rows(rows)._replace(elapsed=elapsed), k, theirs))
 
     theirs = None
     if critics is not None:
         shape = (plan.steps_per_round, config.critic_steps)
         k_theirs, k_batches = jr.split(jr.fold_in(k_steps, plan.steps_per_round))
         theirs = (orders(k_theirs, plan.epochs * config.critic_steps).reshape(*shape, -1), jr.split(k_batches, shape))
-    steps = (orders(k_order, plan.epochs), jr.split(k_steps, plan.steps_per_round), theirs)
+    at, dtype = state.round + 1, jnp.dtype(config.training.dtype)
+    elapsed = (state.round + jnp.arange(plan.steps_per_round, dtype=dtype) / plan.steps_per_round) / plan.rounds
+    steps = (orders(k_order, plan.epochs), jr.split(k_steps, plan.steps_per_round), theirs, elapsed)
     (params, optimisers, finite), values = lax.scan(of_rows, (params, state.optimiser, state.finite), steps)
     model = model_of(params)
-    value, parts = held_out_loss(loss, model, held, plan.batch, jr.fold_in(key, 0), config)
+    share = at.astype(dtype) / plan.rounds
+    value, parts = held_out_loss(loss, model, held, plan.batch, jr.fold_in(key, 0), config, share)
     finite = finite & jnp.isfinite(value)
-    better = finite & (value < state.best_loss)
+    unsettled = share <= getattr(config, "settled", 0.0)  # losses of then and of later are not of one measure
+    better = finite & ((value < state.best_loss) | unsettled)
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), model, state.best)
-    at = state.round + 1
     measured = {"train": values.mean(), "held_out": value, **parts}
     history = {name: state.history[name].at[at].set(x) for name, x in measured.items()}
     best_loss, best_round = jnp.where(better, value, state.best_loss), jnp.where(better, at, state.best_round)
@@ -375,6 +384,8 @@ class Trained(NamedTuple):
     ran out at a constant learning rate, 2 not finite (the best parameters until then are kept)."""
 
     model: PyTree
+    loss: Float[Array, ""]
+    """Of the held-out rows, the least."""
     status: Int[Array, ""]
     steps: Int[Array, ""]
     history: dict[str, Float[Array, " rounds"]]
@@ -410,7 +421,7 @@ def train_network(
     ended_early = (state.round >= plan.rounds) & (state.best_round == state.round) & (plan.rounds > 0)
     improving = ended_early & (config.training.schedule == "constant")
     status = jnp.where(state.finite, jnp.where(improving, OUT_OF_STEPS, CONVERGED), NON_FINITE).astype(jnp.int32)
-    return Trained(state.best, status, state.round * plan.steps_per_round, state.history)
+    return Trained(state.best, state.best_loss, status, state.round * plan.steps_per_round, state.history)
 
 
 def _in_pieces(
