@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from hcl_jax.compiled import bucket
 from hcl_jax.linalg import top_eigenpairs_of
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import Numbers, as_matrix, as_number, as_views, deviations
@@ -76,11 +77,9 @@ def _check_covariance_matrix(matrix: np.ndarray) -> None:
 
 
 def _padded_rows(rows: Numbers) -> Numbers:
-    """The rows with zeros up to the next multiple of a quarter of the largest power of 2 that their number holds. NumPy's stay
-    NumPy's, which has no program for every number of rows."""
-    n, xp = len(rows), np if isinstance(rows, np.ndarray) else jnp
-    step = max(1, 2 ** (n.bit_length() - 3))
-    return xp.concatenate([rows, xp.zeros((-n % step, rows.shape[1]), rows.dtype)])
+    """The rows with zeros up to a shared number of them. NumPy's stay NumPy's, which has no program for every number of rows."""
+    xp = np if isinstance(rows, np.ndarray) else jnp
+    return xp.concatenate([rows, xp.zeros((bucket(len(rows)) - len(rows), rows.shape[1]), rows.dtype)])
 
 
 class SampleCovariance(eqx.Module):
