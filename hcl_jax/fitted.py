@@ -1,7 +1,8 @@
 """What every method that sees rows returns: scores of any rows, and which views hold each column of them."""
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -51,6 +52,11 @@ class Fitted(eqx.Module):
         for what `as_views` refuses, and where the method cannot score such rows.
         """
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(description, which JSON can hold, with a `kind`; arrays by name), from which the same bits are read again. Raises
+        `ValueError` where the method has none."""
+        raise ValueError(f"fitted: {type(self).__name__} cannot be saved; expected a linear fit, a copula or a network")
+
     @abstractmethod
     def predict(self, views: Any) -> Float[Array, "..."]:
         """What a supervised method expects of the response. Raises `ValueError` for an unsupervised one."""
@@ -79,6 +85,11 @@ class LinearFit(Fitted):
     """Of the standardised features, where scores are posterior means: a row that lacks views then has them too."""
     spread: Float[Array, "M p p"] | None = None
     """What estimation adds to the variance of predicted views, `regression_spread`, of fits to rows that lack views."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(description, arrays): all that `linear_from_state` needs for the same bits."""
+        names = [item.name for item in dataclasses.fields(self) if item.name != "dims" and getattr(self, item.name) is not None]
+        return {"kind": "linear", "dims": self.dims}, {name: np.asarray(getattr(self, name)) for name in names}
 
     def standardise(self, views: Any) -> Float[Array, "n d"]:
         """Z = (X − centre)/scale, with the training means and scales, in the precision of the fit."""
@@ -165,6 +176,11 @@ class LinearFit(Fitted):
         return kept @ self.loadings.T * self.scale[None, :]
 
 
+def linear_from_state(description: Mapping[str, Any], arrays: Mapping[str, Any]) -> LinearFit:
+    """The fit of which this is the `state`. Raises `TypeError` for what is missing."""
+    return LinearFit(dims=tuple(description["dims"]), **{name: jnp.asarray(array) for name, array in arrays.items()})
+
+
 def check_views(views: Any, dims: Sequence[int], *, least: int = 2, absent: bool = False, cells: bool = False) -> Views:
     """The views that `as_views` reads, of these dimensions.
 
@@ -231,10 +247,15 @@ def column_structures(fitted: Fitted) -> tuple[Structure, ...]:
     return tuple(tuple(int(m) + 1 for m in np.flatnonzero(column)) for column in held.T)
 
 
+def active_structures(columns: Sequence[Structure]) -> tuple[Structure, ...]:
+    """The structures that have columns, larger ones first."""
+    return tuple(sorted({s for s in columns if s}, key=lambda s: (-len(s), s)))
+
+
 def activity(fitted: Fitted) -> dict[Structure, int]:
     """How many columns each structure has, larger structures first."""
-    structures = [s for s in column_structures(fitted) if s]
-    return {s: structures.count(s) for s in sorted(set(structures), key=lambda s: (-len(s), s))}
+    columns = column_structures(fitted)
+    return {s: columns.count(s) for s in active_structures(columns)}
 
 
 def variance_explained(fitted: Fitted, views: Any) -> dict[tuple[int, Structure], float]:
@@ -290,12 +311,14 @@ def fit_estimator(
         return _fit_to_cells(read_cells(views, as_hierarchy(hierarchy).dims, presence), hierarchy, name, scaled, options)
     X, present = read_rows(views, as_hierarchy(hierarchy).dims, presence)
     if present is None:
-        centre, deviation = centre_and_scale(X)
-        scale = deviation if scaled else jnp.ones_like(deviation)
-        Z = (X - centre[None, :]) / scale[None, :]
-        estimate = ESTIMATORS[name](SampleCovariance.from_data(Z), hierarchy, **options)
-        factors = Z @ posterior_mean_scores(estimate.loadings, estimate.noise_variance)
-        return _linear_fit(centre, scale, estimate, factors, hierarchy)
+        held: Any = X if isinstance(X, jax.core.Tracer) else np.asarray(X)  # on the host no number of rows has its own program
+        centre, deviation = centre_and_scale(held)
+        scale = deviation if scaled else (deviation > -1).astype(deviation.dtype)
+        Z = (held - centre[None, :]) / scale[None, :]
+        estimate = ESTIMATORS[name](SampleCovariance.from_data(Z, form="padded"), hierarchy, **options)
+        score_map = posterior_mean_scores(estimate.loadings, estimate.noise_variance)
+        factors = Z @ (score_map if isinstance(Z, jax.core.Tracer) else np.asarray(score_map))
+        return _linear_fit(jnp.asarray(centre), jnp.asarray(scale), estimate, jnp.asarray(factors), hierarchy)
     if name not in BY_PATTERN:
         raise ValueError(f"name: is {name!r}, and views lack some rows; expected one of {', '.join(BY_PATTERN)}, or whole views")
     in_units = PatternMoments.from_data(views, presence)

@@ -1,6 +1,6 @@
 """Hierarchies: which latent factors are seen by which modalities (theory: Section 1)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -236,6 +236,29 @@ def structure_name(structure: Structure) -> str:
     if max(structure) <= 9:
         return "".join(map(str, structure))
     return ".".join(map(str, structure)) + ("." if len(structure) == 1 else "")
+
+
+def structure_label(structure: Structure, names: Sequence[str]) -> str:
+    """The structure in the names of its modalities.
+
+    >>> structure_label((1, 3), ("mrna", "methylation", "protein"))
+    'mrna+protein'
+    """
+    return "+".join(names[m - 1] for m in structure)
+
+
+def labelled_structure(value: Any, names: Sequence[str], argument: str = "structure") -> Structure:
+    """The structure that names such as "mrna+protein" or ("mrna", "protein"), or what `as_structure` reads, mean.
+
+    Raises `ValueError` that names the argument and the modalities there are.
+    """
+    parts = value.split("+") if isinstance(value, str) else value
+    if isinstance(parts, Iterable) and all(isinstance(part, str) and part in names for part in parts) and parts:
+        return as_structure([names.index(part) + 1 for part in parts], len(names), argument)
+    try:
+        return as_structure(value, len(names), argument)
+    except ValueError:
+        raise ValueError(f"{argument}: is {value!r}; expected views joined by +, of {', '.join(names)}") from None
 
 
 def as_structure(value: Any, n_modalities: int, argument: str = "structure") -> Structure:

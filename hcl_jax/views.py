@@ -51,6 +51,35 @@ class Views:
     def n_samples(self) -> int:
         return int(self.matrices[0].shape[0])
 
+    def of_rows(self, rows: Any) -> "Views":
+        """Some of the samples, by their place."""
+        order = np.asarray(rows)
+        names = None if self.sample_names is None else tuple(self.sample_names[row] for row in order)
+        return replace(self, matrices=tuple(matrix[order] for matrix in self.matrices), sample_names=names)
+
+    def without(self, view: int) -> "Views":
+        """The same samples, all of them without this view (by its place, from 0)."""
+        matrices = list(self.matrices)
+        matrices[view] = np.full(matrices[view].shape, np.nan, matrices[view].dtype)
+        return replace(self, matrices=tuple(matrices))
+
+    def centre_and_scale(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+        """(means, standard deviations) of every feature over the cells that are there, in double precision; infinite deviations
+        of those that are constant."""
+        X = np.concatenate([np.asarray(matrix, float) for matrix in self.matrices], axis=1)
+        there = ~np.isnan(X)
+        n = there.sum(axis=0)
+        first = np.where(there, X, 0).sum(axis=0) / np.maximum(n, 1)
+        rest = np.where(there, X - first, 0)
+        centre = first + rest.sum(axis=0) / np.maximum(n, 1)
+        deviation = norms(np.where(there, X - centre, 0)) / np.sqrt(np.maximum(n - 1, 1))
+        return centre, np.where(deviation > np.finfo(float).eps * np.abs(centre), deviation, np.inf)
+
+    def standardised(self, centre: Float[np.ndarray, " d"], scale: Float[np.ndarray, " d"]) -> Float[np.ndarray, "n d"]:
+        """All views side by side in these units, 0 where cells are missing."""
+        X = np.concatenate([np.asarray(matrix, float) for matrix in self.matrices], axis=1)
+        return np.nan_to_num((X - centre) / scale, nan=0.0)
+
     def joined(self) -> Numbers:
         """All views side by side: NumPy's, with all the digits that came, where all of them are; JAX's otherwise."""
         if all(isinstance(matrix, np.ndarray) for matrix in self.matrices):

@@ -324,6 +324,21 @@ def test_scores_by_fold_that_are_those_of_all_rows_change_nothing():
         softmax_regression(POINTS, LABELS, 3, key=jr.key(0), fold_scores=jnp.stack([POINTS] * 4))
 
 
+def test_rows_that_only_fill_up_a_shape_change_nothing():
+    """At one penalty: which fold a row falls into does depend on how many rows there are."""
+    filled, labels = (
+        jnp.concatenate([POINTS, 7 * jnp.ones((5, POINTS.shape[1]))]),
+        jnp.concatenate([LABELS, jnp.zeros(5, LABELS.dtype)]),
+    )
+    options = {"key": jr.key(0), "n_penalties": 1, "max_steps": 3000}
+    plain = softmax_regression(POINTS, LABELS, 3, **options)
+    padded = softmax_regression(filled, labels, 3, counted=jnp.arange(len(filled)) < len(POINTS), **options)
+    np.testing.assert_allclose(padded.coefficients, plain.coefficients, rtol=1e-3, atol=1e-5)  # steps end at 1e-5
+    np.testing.assert_allclose(padded.intercept, plain.intercept, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match=r"counted: is bool of shape \(3,\); expected booleans of shape"):
+        softmax_regression(POINTS, LABELS, 3, key=jr.key(0), counted=jnp.ones(3, bool))
+
+
 def test_the_softmax_group_penalty_meets_its_optimality_conditions():
     fit = classify_groups(POINTS, LABELS, jr.key(0))
     probabilities = np.exp(fit.log_probabilities(POINTS))

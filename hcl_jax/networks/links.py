@@ -3,7 +3,8 @@
 All end in the linear model: scores are its posterior means, of what undoes the links.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
 from hcl_jax.estimators.likelihood import hcl_ml
 from hcl_jax.fisher import NOISE, noise_by_feature
-from hcl_jax.fitted import Fitted, LinearFit, check_views, fit_estimator, read_rows
+from hcl_jax.fitted import Fitted, LinearFit, check_views, fit_estimator, linear_from_state, read_rows
 from hcl_jax.linalg import spd_inverse
 from hcl_jax.links import Link, check_links
 from hcl_jax.marginals import NormalScores
@@ -84,9 +85,28 @@ class LinkedFit(Fitted):
     def predict(self, views: Any) -> Float[Array, " n"]:
         return self.linear.predict(views)
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(description, arrays): all that `linked_from_state` needs for the same bits. Raises `ValueError` for known links, which
+        are functions."""
+        if not isinstance(self.undo, NormalScores):
+            raise ValueError("fitted: has links that are given as functions, which no file holds; expected normal scores")
+        description, arrays = self.linear.state()
+        undo = {f"undo.{item.name}": np.asarray(getattr(self.undo, item.name)) for item in dataclasses.fields(self.undo)}
+        return description | {"kind": "linked"}, arrays | undo
+
+
+def linked_from_state(description: Mapping[str, Any], arrays: Mapping[str, Any]) -> LinkedFit:
+    """The fit of which this is the `state`. Raises `TypeError` for what is missing."""
+    undo = {name.removeprefix("undo."): jnp.asarray(array) for name, array in arrays.items() if name.startswith("undo.")}
+    linear = linear_from_state(description, {name: array for name, array in arrays.items() if not name.startswith("undo.")})
+    return _linked(NormalScores(**undo), linear)
+
 
 def _fit_undone(undo: NormalScores | KnownLinks, X: Float[Array, "n d"], hierarchy: Hierarchy, config: CopulaConfig) -> LinkedFit:
-    linear = fit_estimator(split_views(undo(X), hierarchy.dims), hierarchy, config.estimator, **config.options)
+    return _linked(undo, fit_estimator(split_views(undo(X), hierarchy.dims), hierarchy, config.estimator, **config.options))
+
+
+def _linked(undo: NormalScores | KnownLinks, linear: LinearFit) -> LinkedFit:
     return LinkedFit(
         undo=undo, linear=linear, membership=linear.membership, status=linear.status, steps=linear.steps, dims=linear.dims
     )

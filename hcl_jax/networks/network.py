@@ -1,8 +1,6 @@
 """What a network learns and how it is fitted: one contract for all methods, `fit(views, hierarchy, config, *, y=None, key)`."""
 
 import dataclasses
-import json
-import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,8 +28,9 @@ from hcl_jax.networks.training import (
     split_numbers,
     train_network,
 )
+from hcl_jax.npz import read_npz, write_npz
 from hcl_jax.structure import NON_FINITE, Hierarchy, as_hierarchy
-from hcl_jax.views import UNREADABLE, as_key, as_labels, as_response, centre_and_scale, check_options
+from hcl_jax.views import as_key, as_labels, as_response, centre_and_scale, check_options
 
 Rows = Float[Array, "n _p"]
 HEAD = 256
@@ -167,11 +166,11 @@ class NetworkFit(Fitted):
             raise ValueError("views: lack some rows of some view; expected whole ones, or regress on the scores")
         return _predictions(self, X)
 
-    def save(self, path: Path | str) -> None:
-        """One .npz without pickle: arrays, and a description in JSON. `load` gives back the same bits."""
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(description, arrays): all that `fit_from_state` needs for the same bits."""
         leaves = jax.tree_util.tree_leaves_with_path(self)
-        arrays: dict[str, Any] = {jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in leaves}
         description = {
+            "kind": "network",
             "method": self.method,
             "dims": self.dims,
             "ranks": [[list(s), rank] for s, rank in self.hierarchy.ranks],
@@ -179,11 +178,11 @@ class NetworkFit(Fitted):
             "supervised": self.supervised,
             "history": sorted(self.history),
         }
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, description=np.array(json.dumps(description)), **arrays)
-        temporary.replace(path)
+        return description, {jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in leaves}
+
+    def save(self, path: Path | str) -> None:
+        """One .npz without pickle: arrays, and a description in JSON. `load` gives back the same bits."""
+        write_npz(path, *self.state())
 
 
 def split_views(Z: Float[Array, "n d"], dims: tuple[int, ...]) -> tuple[Rows, ...]:
@@ -355,24 +354,27 @@ def _finish(method: Method, static: Any, numbers: dict, hierarchy: Hierarchy, ne
     return method.finish(network, train, hierarchy, join_numbers(static, numbers, static.training.dtype))
 
 
-def load_fit(path: Path | str, methods: dict[str, Method]) -> NetworkFit:
+def load_fit(path: Path | str, methods: Mapping[str, Method]) -> NetworkFit:
     """The fit that `NetworkFit.save` wrote. Raises `ValueError` for a file that is not one."""
+    expected = "one that was saved by a fit"
+    description, arrays = read_npz(path, expected)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            description = json.loads(str(file["description"]))
-            arrays = {name: jnp.asarray(file[name]) for name in file.files if name != "description"}
-        method = methods[description["method"]]
-        config = _config_from(method.config, description["config"])
-        hierarchy = Hierarchy(description["dims"], {tuple(s): rank for s, rank in description["ranks"]})
-    except FileNotFoundError:
-        raise ValueError(f"path: no file {path}; expected one that was saved by a fit") from None
-    except (*UNREADABLE, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"path: {path} cannot be read ({error}); expected a file that was saved by a fit") from None
+        return fit_from_state(description, arrays, methods)
+    except KeyError as error:
+        raise ValueError(f"path: {path} cannot be read ({error}); expected {expected}") from None
+
+
+def fit_from_state(description: Mapping[str, Any], held: Mapping[str, Any], methods: Mapping[str, Method]) -> NetworkFit:
+    """The fit of which this is the `state`. Raises `KeyError` for what is missing."""
+    arrays = {name: jnp.asarray(array) for name, array in held.items()}
+    method = methods[description["method"]]
+    config = _config_from(method.config, description["config"])
+    hierarchy = Hierarchy(description["dims"], {tuple(s): rank for s, rank in description["ranks"]})
     marginals = MARGINALS[config.inputs]
-    held = [arrays[f".marginals.{item.name}"] for item in dataclasses.fields(marginals)]
+    maps = [arrays[f".marginals.{item.name}"] for item in dataclasses.fields(marginals)]
     skeleton = NetworkFit(
         network=eqx.filter_eval_shape(method.build, jr.key(0), hierarchy, config),
-        marginals=marginals(*held),
+        marginals=marginals(*maps),
         membership=arrays[".membership"],
         status=arrays[".status"],
         steps=arrays[".steps"],

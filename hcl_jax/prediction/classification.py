@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from hcl_jax.compiled import compiled
 from hcl_jax.estimators.estimate import CONVERGED, NON_FINITE, OUT_OF_STEPS
@@ -62,6 +62,7 @@ def softmax_regression(
     n_penalties: int = 15,
     max_steps: int = 300,
     fold_scores: Any = None,
+    counted: Any = None,
 ) -> Classifier:
     """Multinomial logistic regression with a ridge penalty, (μ/2)‖B‖_F², or, where a hierarchy is given, the group penalty
     λ Σ_s √r_s ‖B_s‖_F over its structures.
@@ -72,6 +73,8 @@ def softmax_regression(
     Scores that were learned from the labels look better on the rows that they were learned from than on others. `fold_scores` are
     then, for each of the folds `fold_of_rows(key, n, n_folds)`, the scores of all rows from a representation that was fitted
     without the rows of that fold: the penalty is chosen on these, and the result is fitted to `scores`.
+
+    Rows that are not `counted` (n booleans) only fill up shapes: they change nothing but which fold a row falls into.
 
     Raises `ValueError` that names the argument for labels of the wrong type or range, a single class, fewer rows than folds,
     other numbers of scores than the hierarchy has factors, scores that are not finite, or an unknown rule.
@@ -86,14 +89,19 @@ def softmax_regression(
         fold_scores = jnp.asarray(real_numbers(fold_scores, "fold_scores:"), scores.dtype)
         if fold_scores.shape != (n_folds, *scores.shape):
             raise ValueError(f"fold_scores: has shape {fold_scores.shape}; expected {(n_folds, *scores.shape)}, scores by fold")
+    n = scores.shape[0]
+    held = jnp.ones(n, bool) if counted is None else jnp.asarray(counted)
+    if held.shape != (n,) or held.dtype != bool:
+        raise ValueError(f"counted: is {held.dtype} of shape {held.shape}; expected booleans of shape ({n},)")
     key, sizes = as_key(key, "to shuffle the folds"), (int(n_classes), int(n_folds), int(n_penalties))
-    return _softmax_regression(scores, labels, key, fold_scores, hierarchy, rule, *sizes, max_steps)
+    return _softmax_regression(scores, labels, held, key, fold_scores, hierarchy, rule, *sizes, max_steps)
 
 
 @compiled
 def _softmax_regression(
     scores: Float[Array, "n K"],
     labels: Int[Array, " n"],
+    counted: Bool[Array, " n"],
     key: Key[Array, ""],
     fold_scores: Float[Array, "F n K"] | None,
     hierarchy: Hierarchy | None,
@@ -103,15 +111,16 @@ def _softmax_regression(
     n_penalties: int,
     max_steps: int,
 ) -> Classifier:
-    n, dtype = scores.shape[0], scores.dtype
-    fold = fold_of_rows(key, n, n_folds)
-    kept = jnp.concatenate([jnp.ones((1, n), dtype), (fold[None, :] != jnp.arange(n_folds)[:, None]).astype(dtype)])
-    targets = jax.nn.one_hot(labels, n_classes, dtype=dtype)
+    dtype, here = scores.dtype, counted.astype(scores.dtype)
+    n = here.sum()
+    fold = fold_of_rows(key, scores.shape[0], n_folds)
+    kept = here[None, :] * (fold[None, :] != jnp.arange(-1, n_folds)[:, None]).astype(dtype)
+    targets = jax.nn.one_hot(labels, n_classes, dtype=dtype) * here[:, None]
 
     def rotated(scores):
         """(mean, axes, variances, centred scores): in their principal axes for ridge."""
-        mean = scores.mean(axis=0)
-        centred = scores - mean[None, :]
+        mean = here @ scores / n
+        centred = (scores - mean[None, :]) * here[:, None]
         variances, axes = jnp.linalg.eigh(centred.T @ centred / n)
         return mean, axes, jnp.maximum(variances, 0), centred @ axes if hierarchy is None else centred
 
@@ -128,13 +137,15 @@ def _softmax_regression(
         return Z.T @ residual, residual.sum(axis=0)
 
     # a fold's rows may spread up to n/n_f times as far as all rows do; the intercept is its own, orthogonal, direction
-    slack = n_folds / (n_folds - 1)
+    slack = jnp.max(n / kept[1:].sum(axis=1))
     if hierarchy is None:
         penalties = top * jnp.logspace(1, -5, n_penalties, dtype=dtype)
     else:
         groups = group_index(hierarchy)
         sizes = jnp.sqrt(jnp.asarray(np.bincount(groups), dtype))
-        gradient, _ = loss_gradient(Z, jnp.zeros((Z.shape[1], n_classes), dtype), jnp.log(targets.mean(axis=0) + 1e-12), kept[0])
+        gradient, _ = loss_gradient(
+            Z, jnp.zeros((Z.shape[1], n_classes), dtype), jnp.log(targets.sum(axis=0) / n + 1e-12), kept[0]
+        )
         largest = jnp.max(group_norms(jnp.linalg.norm(gradient, axis=1), groups) / sizes)
         penalties = largest * jnp.logspace(0, -3, n_penalties, dtype=dtype)
 
@@ -164,7 +175,7 @@ def _softmax_regression(
     products = "nk,lfkc->lfnc" if own is None else "fnk,lfkc->lfnc"
     logits = jnp.einsum(products, sets if own is None else sets[1:], coefficients) + intercepts
     losses = -jnp.sum(jax.nn.log_softmax(logits, axis=-1) * targets[None, None], axis=-1)
-    held = 1 - kept[1:]
+    held = here[None, :] - kept[1:]
     errors = jnp.sum(losses * held[None], axis=-1) / held.sum(axis=1)[None, :]
     best = choose_penalty(errors, rule)
     B, intercept = path[best, 0, :-1], path[best, 0, -1]
