@@ -1,5 +1,8 @@
 """hcl_jax: hierarchical contrastive learning for multimodal data."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS, Estimate
 from hcl_jax.limits import LIMITS
@@ -16,16 +19,22 @@ from hcl_jax.model import (
 )
 from hcl_jax.structure import Hierarchy
 
+if TYPE_CHECKING:
+    from hcl_jax.decomposition import Decomposition, fit, load
+
 __version__ = "0.1.0"
 
 __all__ = [
     "ESTIMATORS",
     "LATENT_LAWS",
     "LIMITS",
+    "Decomposition",
     "Estimate",
     "Hierarchy",
     "SampleCovariance",
     "Truth",
+    "fit",
+    "load",
     "recovery_errors",
     "sample_data_covariance",
     "sample_factored_covariance",
@@ -34,3 +43,10 @@ __all__ = [
     "sample_truth",
     "sample_wishart_covariance",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The front door, which imports all methods, is opened when it is first asked for."""
+    if name not in ("Decomposition", "fit", "load"):
+        raise AttributeError(f"module 'hcl_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module("hcl_jax.decomposition"), name)

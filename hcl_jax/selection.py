@@ -33,6 +33,10 @@ UNSTABLE = 0.5
 """Cosine of halves below which a structure is called unstable."""
 
 
+class NoFactorError(ValueError):
+    """No column stands out of the noise."""
+
+
 class Evidence(NamedTuple):
     """Log posterior odds of presence against absence, in nats at even prior odds: of every column, and of its block in every
     modality given that it is there."""
@@ -243,7 +247,7 @@ def select_structures(
     room = min(offered.n_features, int(reduced.moments.nu)) - 1
     kept, refused = _placed(present, offered, caps, room)
     if not kept:
-        raise ValueError(f"covariance: supports none of the {offered.n_factors} columns offered; expected a visible factor")
+        raise NoFactorError(f"covariance: supports none of the {offered.n_factors} columns offered; expected a visible factor")
     hierarchy = Hierarchy(offered.dims, {s: len(columns) for s, columns in kept.items()})
     at_cap = {s: s in refused or (caps is not None and hierarchy.rank(s) == caps[s]) for s in offered.structures}
     explained = {(m, s): float(sum(c.shares[m - 1] for c in kept[s])) for s in hierarchy.structures for m in s}

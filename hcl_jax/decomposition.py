@@ -1,0 +1,681 @@
+"""The front door: from an analyst's own views to structures, scores, uncertainty and predictions, whatever the method."""
+
+import dataclasses
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import polars as pl
+from jaxtyping import Array, Bool, Float, Key
+
+import hcl_jax
+from hcl_jax.assessment import Evaluation, cross_validate
+from hcl_jax.baselines import BASELINES
+from hcl_jax.compiled import bucket
+from hcl_jax.covariance import SampleCovariance
+from hcl_jax.estimators import ESTIMATORS
+from hcl_jax.estimators.missing import PatternMoments
+from hcl_jax.explained import ShareIntervals, linear_reading, row_shares, share_intervals
+from hcl_jax.fisher import NOISE
+from hcl_jax.fitted import Fitted, LinearFit, active_structures, column_structures, fit_estimator, linear_from_state
+from hcl_jax.networks import METHODS, NETWORKS, configuration
+from hcl_jax.networks.links import linked_from_state
+from hcl_jax.networks.network import fit_from_state
+from hcl_jax.npz import read_npz, write_npz
+from hcl_jax.outcomes import Head, Outcome, as_outcome, fit_head
+from hcl_jax.problems import check_fittable, problems
+from hcl_jax.reading import match_features, read_views
+from hcl_jax.selection import UNSTABLE, PermutationNull, Stability, half_split_stability, permutation_null, select_structures
+from hcl_jax.structure import (
+    CONVERGED,
+    STATUS_WORDS,
+    Hierarchy,
+    Structure,
+    full_lattice,
+    labelled_structure,
+    structure_label,
+)
+from hcl_jax.views import Views, as_matrix, check_count, presence_table, standardise
+
+FORMAT = 1
+"""Of saved files."""
+MISSING = ("model", "impute-cells", "complete")
+FEW_FEATURES = 30
+CHANCE = 0.05
+"""Shared structures with a larger p-value are called no better than chance."""
+EXPECTED = "a decomposition that was saved by Decomposition.save"
+METHOD_NAMES = (*ESTIMATORS, *BASELINES, *NETWORKS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `fit`, but for the data."""
+
+    method: str = "hcl-vb"
+    structures: Any = "all"
+    ranks: Any = "auto"
+    noise: str = "view"
+    standardise: bool = True
+    missing: str = "model"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("method", self.method, METHOD_NAMES),
+            ("noise", self.noise, NOISE),
+            ("missing", self.missing, MISSING),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: is {value!r}; expected one of {', '.join(allowed)}")
+        check_count(self.seed, "seed", 0)
+        if not isinstance(self.standardise, bool):
+            raise ValueError(f"standardise: is {self.standardise!r}; expected True or False")
+
+    @property
+    def key(self) -> Key[Array, ""]:
+        return jr.key(self.seed)
+
+    @property
+    def lacking(self) -> str:
+        """What `fit_estimator` calls `missing`."""
+        return "impute-cells" if self.missing == "impute-cells" else "views"
+
+    def search_noise(self, dims: Sequence[int]) -> str:
+        """The noise of the search for structures: by feature where features were brought to variance 1 and some view has few of
+        them. Standardised features differ in noise, and there odds would take the difference for factors; in views of many the
+        floor of variance explained sees to that."""
+        return "feature" if self.standardise and min(dims) < FEW_FEATURES else self.noise
+
+    def in_names(self, names: Sequence[str]) -> "Settings":
+        """The same, with structures by the names of their views. Raises `ValueError` for one that cannot be."""
+        structures, ranks = self.structures, self.ranks
+        if structures != "all":
+            if isinstance(structures, str) or not isinstance(structures, Sequence) or not structures:
+                raise ValueError(f"structures: is {structures!r}; expected 'all', or a list such as [{names[0]!r}]")
+            read = [labelled_structure(s, names, "structures") for s in structures]
+            structures = tuple(structure_label(s, names) for s in read)
+        if isinstance(ranks, Mapping):
+            ranks = {structure_label(labelled_structure(s, names, "ranks"), names): rank for s, rank in ranks.items()}
+        elif ranks != "auto":
+            check_count(ranks, "ranks", 1)
+        return dataclasses.replace(self, structures=structures, ranks=ranks)
+
+
+def fit(
+    data: Any,
+    *,
+    views: Any = None,
+    y: Any = None,
+    structures: Any = "all",
+    ranks: Any = "auto",
+    method: str = "hcl-vb",
+    noise: str = "view",
+    standardise: bool = True,
+    missing: str = "model",
+    join: str = "union",
+    seed: int = 0,
+) -> "Decomposition":
+    """The decomposition of several views of the same samples into factors that all, some, or single views share.
+
+    data, views, join: whatever `read_views` reads: a dictionary of frames or arrays by name, files, MuData, one matrix with its
+    `views`; samples are joined by name.
+    y: an outcome to predict from the scores, `as_outcome`; unsupervised methods do not see it.
+    structures: "all" subsets of the views, or those to consider, such as ["mrna+meth", "mirna"].
+    ranks: "auto", those that the data support (`select_structures`); one number for all structures; or a dictionary by structure.
+    method: a name in `ESTIMATORS`, `BASELINES` or `NETWORKS`.
+    noise: what has a noise variance of its own, a "view", a "feature", or none ("shared"), of methods that know the difference.
+    standardise: whether features are brought to variance 1; published decompositions and networks have their own way.
+    missing: rows that lack views count for those that they have ("model"), or are left out ("complete"); "impute-cells" also
+    takes single cells that are missing (`hcl-ml`).
+    seed: of whatever is random.
+
+    Raises `ValueError` that names the argument for whatever cannot be read or fitted.
+    """
+    settings = Settings(method, structures, ranks, noise, standardise, missing, seed)
+    read = read_views(data, views=views, join=join, cells=missing == "impute-cells")
+    settings = settings.in_names(read.names)
+    outcome = None if y is None else as_outcome(y, read.n_samples, read.sample_names)
+    if missing == "complete":
+        whole = np.flatnonzero(presence_table(read).all(axis=1))
+        if len(whole) < 3:
+            raise ValueError(f"missing: is 'complete', and {len(whole)} rows have all views; expected at least 3")
+        read, outcome = read.of_rows(whole), outcome and outcome.of_rows(whole)
+    check_fittable(read)
+    return dataclasses.replace(decompose(read, settings, outcome, frames=_frames_of(data)), divided=views)
+
+
+def decompose(read: Views, settings: Settings, outcome: Outcome | None = None, frames: str = "polars") -> "Decomposition":
+    """`fit`, of views and an outcome that have been read."""
+    hierarchy, at_cap = choose_hierarchy(read, settings)
+    fitted = _fit_method(read, hierarchy, settings, outcome)
+    scores = _scores(fitted, read, settings)
+    reading = _reading_of(fitted, read, scores)
+    head = None if outcome is None else fit_head(scores, outcome, jr.fold_in(settings.key, 1))
+    Z, present = reading.standardised(read)
+    columns = column_structures(fitted)
+    shares = row_shares(
+        Z, present, scores - reading.score_means, reading.loadings, columns, active_structures(columns), read.dims
+    )
+    return Decomposition(
+        fitted=fitted,
+        settings=settings,
+        hierarchy=hierarchy,
+        view_names=read.names,
+        feature_names=read.feature_names,
+        reading=reading,
+        shares=share_intervals(shares, settings.seed),
+        at_cap=at_cap,
+        n_samples=read.n_samples,
+        frames=frames,
+        head=head,
+        outcome_name=None if outcome is None else outcome.name,
+        data=read,
+        outcome=outcome,
+    )
+
+
+def choose_hierarchy(read: Views, settings: Settings) -> tuple[Hierarchy, tuple[Structure, ...]]:
+    """(structures and ranks, as the settings give them or as the data support them; those that have all columns offered)."""
+    names, ranks = read.names, settings.ranks
+    if isinstance(ranks, Mapping):
+        return Hierarchy(read.dims, {labelled_structure(s, names, "ranks"): rank for s, rank in ranks.items()}), ()
+    wanted = full_lattice(len(names))
+    if settings.structures != "all":
+        wanted = tuple(labelled_structure(s, names, "structures") for s in settings.structures)
+    if ranks != "auto":
+        return Hierarchy(read.dims, dict.fromkeys(wanted, ranks)), ()
+    offered = None if settings.structures == "all" else Hierarchy(read.dims, dict.fromkeys(wanted, 1))
+    selection = select_structures(_covariance(read, settings), offered, dims=read.dims, noise=settings.search_noise(read.dims))
+    return selection.hierarchy, tuple(s for s in selection.hierarchy.structures if selection.at_cap[s])
+
+
+def _covariance(read: Views, settings: Settings) -> SampleCovariance | PatternMoments:
+    """Of standardised features, where rows lack views by pattern of presence; single cells that are missing are at the mean."""
+    matrices = list(read.matrices)
+    if settings.missing == "impute-cells":
+        matrices = [np.where(np.isnan(X), np.nanmean(X, axis=0, keepdims=True), X) for X in map(np.asarray, matrices)]
+    if presence_table(read).all() or settings.missing == "impute-cells":
+        filled = np.concatenate(matrices, axis=1)
+        return SampleCovariance.from_data(standardise(filled, filled), form="padded")
+    moments = PatternMoments.from_data(matrices)
+    variances = moments.covariance().variances()
+    return moments.divided_by(jnp.where(variances > 0, jnp.sqrt(variances), jnp.inf))
+
+
+def _fit_method(read: Views, hierarchy: Hierarchy, settings: Settings, outcome: Outcome | None) -> Fitted:
+    method, matrices = settings.method, list(read.matrices)
+    if method in ESTIMATORS:
+        options = {"noise": settings.noise} if "noise" in inspect.signature(ESTIMATORS[method]).parameters else {}
+        return fit_estimator(matrices, hierarchy, method, missing=settings.lacking, scaled=settings.standardise, **options)
+    response = outcome.values if outcome is not None and outcome.known.all() else None
+    if method in BASELINES:
+        return BASELINES[method](matrices, hierarchy, y=response, key=settings.key)
+    config, n_classes = configuration(method), None if outcome is None or outcome.classes is None else len(outcome.classes)
+    if response is not None and n_classes is not None and hasattr(config, "n_classes"):
+        config, response = dataclasses.replace(config, n_classes=n_classes), response.astype(np.int32)
+    return NETWORKS[method](matrices, hierarchy, config=config, y=response, key=settings.key)
+
+
+def _scores(fitted: Fitted, read: Views, settings: Settings) -> Float[np.ndarray, "n R"]:
+    """Those of rows, whatever they lack: what is expected of factors is linear in what is expected of the cells."""
+    matrices = _filled_up(read)
+    if settings.missing == "impute-cells" and isinstance(fitted, LinearFit):
+        filled = np.asarray(fitted.impute(matrices, missing="impute-cells")[0])
+        matrices = np.split(filled, np.cumsum(fitted.dims)[:-1], axis=1)
+    return np.asarray(fitted.transform(matrices))[: read.n_samples]
+
+
+def _completed(fitted: LinearFit, read: Views, settings: Settings) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+    """(all views side by side, what is missing predicted; standard deviations of the predictions)."""
+    values, deviations = fitted.impute(_filled_up(read), missing=settings.lacking)
+    return np.asarray(values)[: read.n_samples], np.asarray(deviations)[: read.n_samples]
+
+
+def _filled_up(read: Views) -> list[np.ndarray]:
+    """The views with their last row repeated up to a shared number of rows: no number of samples has its own program."""
+    extra = bucket(read.n_samples) - read.n_samples
+    return [np.concatenate([matrix, np.repeat(np.asarray(matrix)[-1:], extra, axis=0)]) for matrix in read.matrices]
+
+
+class Reading(NamedTuple):
+    """How scores are read in the features."""
+
+    centre: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, " d"]
+    """Infinite for features that are constant."""
+    score_means: Float[np.ndarray, " R"]
+    score_variances: Float[np.ndarray, " R"]
+    """Of the factors: 1 where the model says so, else those of the training scores."""
+    loadings: Float[np.ndarray, "d R"]
+    """On standardised features: those of linear methods, and of others the least-squares coefficients of the views."""
+
+    def standardised(self, read: Views) -> tuple[Float[np.ndarray, "n d"], Bool[np.ndarray, "n M"]]:
+        """(rows in these units, 0 where cells are missing; which views each of them has)."""
+        return read.standardised(self.centre, self.scale), presence_table(read)
+
+
+def _reading_of(fitted: Fitted, read: Views, scores: Float[np.ndarray, "n R"]) -> Reading:
+    variances = np.var(scores, axis=0)
+    if isinstance(fitted, LinearFit):
+        if fitted.noise_variance is not None:
+            variances = np.ones_like(variances)
+        centre, scale, loadings = (np.asarray(array, float) for array in (fitted.centre, fitted.scale, fitted.loadings))
+        return Reading(centre, scale, np.zeros(scores.shape[1]), variances, loadings)
+    (centre, scale), means = read.centre_and_scale(), scores.mean(axis=0)
+    empty = Reading(centre, scale, means, variances, np.zeros((0, 0)))
+    Z, present = empty.standardised(read)
+    return empty._replace(loadings=linear_reading(Z, present, scores - means, np.asarray(fitted.membership), read.dims))
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Views decomposed into structures: who shares what, how much it explains, how sure that is, and what it predicts.
+
+    Tables come as frames of the kind that the data were (pandas, or else polars), with the names of the data.
+    """
+
+    fitted: Fitted
+    settings: Settings
+    hierarchy: Hierarchy
+    view_names: tuple[str, ...]
+    feature_names: tuple[tuple[str, ...], ...]
+    reading: Reading
+    shares: ShareIntervals
+    """Of the variance of the training rows."""
+    at_cap: tuple[Structure, ...]
+    """Structures that have as many columns as were offered."""
+    n_samples: int
+    frames: str = "polars"
+    divided: Any = None
+    """How the columns of one matrix were divided into views, `views` of `fit`: new matrices are divided so as well."""
+    head: Head | None = None
+    outcome_name: str | None = None
+    data: Views | None = None
+    """The training rows; None in a decomposition that was loaded."""
+    outcome: Outcome | None = None
+
+    # structures
+
+    @cached_property
+    def columns(self) -> tuple[Structure, ...]:
+        """The structure of every score, () where it is unused."""
+        return column_structures(self.fitted)
+
+    @cached_property
+    def active(self) -> tuple[Structure, ...]:
+        """The structures that have scores, larger ones first."""
+        return active_structures(self.columns)
+
+    @cached_property
+    def score_names(self) -> tuple[str, ...]:
+        """Such as mrna+meth:2, the second score of what the two share."""
+        counts: Counter[Structure] = Counter()
+        names = []
+        for s in self.columns:
+            counts[s] += 1
+            names.append(f"{self.label(s) if s else 'unused'}:{counts[s]}")
+        return tuple(names)
+
+    def label(self, structure: Structure) -> str:
+        """The names of its views, such as mrna+meth."""
+        return structure_label(structure, self.view_names)
+
+    @property
+    def structures(self) -> Any:
+        """One row a structure: `structure`, `n_views`, `rank`, `at_cap` (it has as many columns as were offered: there may be
+        more), and `share`, the variance that it explains, averaged over its views. `assessment` says how sure it is."""
+        return self._as_came(self._structures())
+
+    def _structures(self) -> pl.DataFrame:
+        rows = [
+            {
+                "structure": self.label(s),
+                "n_views": len(s),
+                "rank": self.columns.count(s),
+                "at_cap": s in self.at_cap,
+                "share": float(self.shares.share[[m - 1 for m in s], i].mean()),
+            }
+            for i, s in enumerate(self.active)
+        ]
+        return pl.DataFrame(rows)
+
+    def variance_explained(self, data: Any = None) -> Any:
+        """One row a view and structure, then the view's `total` and `residual`: the `share` of its variance, with 95 % bootstrap
+        bounds `low` and `high` over rows, the fit as it is. Shares add up to the total, at most 1 (`row_shares`). Of the training
+        rows, or of new ones, where a share may be negative."""
+        return self._as_came(self._variance_explained(self.shares if data is None else self._shares_of(data)))
+
+    def _shares_of(self, data: Any) -> ShareIntervals:
+        read = self._read(data)
+        (Z, present), scores = self.reading.standardised(read), self.score_matrix(read)
+        held = row_shares(
+            Z, present, scores - self.reading.score_means, self.reading.loadings, self.columns, self.active, read.dims
+        )
+        return share_intervals(held, self.settings.seed)
+
+    def _variance_explained(self, shares: ShareIntervals) -> pl.DataFrame:
+        rows = []
+        for m, view in enumerate(self.view_names):
+            for i, s in enumerate(self.active):
+                if m + 1 in s:
+                    rows.append((view, self.label(s), shares.share[m, i], shares.low[m, i], shares.high[m, i]))
+            total, low, high = shares.total[m]
+            rows += [(view, "total", total, low, high), (view, "residual", 1 - total, 1 - high, 1 - low)]
+        return pl.DataFrame(rows, schema=["view", "structure", "share", "low", "high"], orient="row")
+
+    # scores and features
+
+    def scores(self) -> Any:
+        """Those of the training samples, one row each. Raises `ValueError` where the decomposition was loaded."""
+        read = self._training()
+        return self._by_sample(read, dict(zip(self.score_names, self.score_matrix(read).T, strict=True)))
+
+    def transform(self, data: Any) -> Any:
+        """Scores of any samples, one row each: views and features are found by name, and training means and scales are used. A
+        view that a sample lacks is no obstacle to methods with a noise model. Raises `ValueError` as `match_features` does."""
+        read = self._read(data)
+        return self._by_sample(read, dict(zip(self.score_names, self.score_matrix(read).T, strict=True)))
+
+    def loadings(self, view: str) -> Any:
+        """One row a feature of the view, one column a score that the view sees, on the scale of standardised features."""
+        m = self._view(view)
+        held = {self.score_names[k]: self.reading.loadings[self.hierarchy.rows(m), k] for k in self._seen_by(m)}
+        return self._as_came(pl.DataFrame({"feature": list(self.feature_names[m - 1]), **held}))
+
+    def _seen_by(self, m: int) -> list[int]:
+        return [k for k, s in enumerate(self.columns) if m in s]
+
+    def top_features(self, structure: Any, n: int = 10) -> Any:
+        """Of every view of the structure, the n features of which it explains most: `view`, `feature`, `share` of the feature's
+        variance (whatever the rotation of the factors), and the loading on every score of the structure."""
+        return self._as_came(self._top_features(structure, n))
+
+    def _top_features(self, structure: Any, n: int = 10) -> pl.DataFrame:
+        s = labelled_structure(structure, self.view_names, "structure")
+        if s not in self.active:
+            listed = ", ".join(map(self.label, self.active))
+            raise ValueError(f"structure: is {structure!r}; expected one of those found, {listed}")
+        check_count(n, "n", 1)
+        held = [k for k, column in enumerate(self.columns) if column == s]
+        frames = []
+        for m in s:
+            loadings = self.reading.loadings[self.hierarchy.rows(m)][:, held]
+            share = loadings**2 @ self.reading.score_variances[held]
+            best = np.argsort(-share, kind="stable")[:n]
+            columns = {self.score_names[k]: loadings[best, i] for i, k in enumerate(held)}
+            features = [self.feature_names[m - 1][j] for j in best]
+            frames.append(
+                pl.DataFrame({"feature": features, "share": share[best], **columns}).select(
+                    pl.lit(self.view_names[m - 1]).alias("view"), pl.all()
+                )
+            )
+        return pl.concat(frames)
+
+    # views
+
+    def impute(self, view: str, data: Any = None) -> tuple[Any, Any]:
+        """(the view, with what samples lack of it predicted from what they have; standard deviations of the predictions, 0 where
+        nothing was predicted), in the units of the data: of the training samples, or of any others.
+
+        Raises `ValueError` where the method has no noise model.
+        """
+        read, m = self._training() if data is None else self._read(data), self._view(view)
+        if not isinstance(self.fitted, LinearFit):
+            raise ValueError(f"method: is {self.settings.method!r}, which has no noise model; expected one that has, as hcl-vb")
+        rows = self.hierarchy.rows(m)
+        values, deviations = (array[:, rows].T for array in _completed(self.fitted, read, self.settings))
+        names = self.feature_names[m - 1]
+        return (
+            self._by_sample(read, dict(zip(names, values, strict=True))),
+            self._by_sample(read, dict(zip(names, deviations, strict=True))),
+        )
+
+    def inverse_transform(self, scores: Any) -> dict[str, Any]:
+        """What scores, n × R or a frame as `transform` gives it, say of each view, in the units of the data."""
+        matrix = self._score_matrix(scores)
+        scale = np.where(np.isfinite(self.reading.scale), self.reading.scale, 0)
+        X = self.reading.centre + scale * ((matrix - self.reading.score_means) @ self.reading.loadings.T)
+        said = {}
+        for m, (view, names) in enumerate(zip(self.view_names, self.feature_names, strict=True), start=1):
+            said[view] = self._as_came(pl.DataFrame(dict(zip(names, X[:, self.hierarchy.rows(m)].T, strict=True))))
+        return said
+
+    def _score_matrix(self, scores: Any) -> Float[np.ndarray, "n R"]:
+        if hasattr(scores, "columns"):
+            lacking = [name for name in self.score_names if name not in scores.columns]
+            if lacking:
+                raise ValueError(f"scores: lack {', '.join(lacking)}; expected the columns that transform gives")
+            scores = np.stack([np.asarray(scores[name], float) for name in self.score_names], axis=1)
+        return np.asarray(as_matrix(scores, "scores", (None, len(self.score_names))), float)
+
+    def view_from_others(self, read: Views, m: int) -> Float[np.ndarray, "n d_m"] | None:
+        """View m (from 0) of rows that lack it, in the units of the data; None where the method has no noise model."""
+        if not isinstance(self.fitted, LinearFit) or self.fitted.noise_variance is None:
+            return None
+        return _completed(self.fitted, read, self.settings)[0][:, self.hierarchy.rows(m + 1)]
+
+    def score_matrix(self, read: Views) -> Float[np.ndarray, "n R"]:
+        """The scores of views that have been read, as they stand."""
+        return _scores(self.fitted, read, self.settings)
+
+    # outcome
+
+    def predict(self, data: Any) -> np.ndarray:
+        """The outcome that is expected of each sample, a number or its most probable class. Raises `ValueError` without one."""
+        return self._head().predict(self.score_matrix(self._read(data)))
+
+    def predict_probabilities(self, data: Any) -> Any:
+        """One row a sample, one column a class. Raises `ValueError` where the outcome is a number."""
+        head, read = self._head(), self._read(data)
+        held = head.probabilities(self.score_matrix(read))
+        return self._by_sample(read, {str(c): column for c, column in zip(head.classes or (), held.T, strict=True)})
+
+    def _head(self) -> Head:
+        if self.head is None:
+            raise ValueError("y: was not given to fit; expected an outcome to predict, fit(..., y=...)")
+        return self.head
+
+    def evaluate(self, cv: int = 5) -> Evaluation:
+        """How well the outcome, and each view, are predicted for samples that were not seen: everything, the choice of structures
+        included, is fitted again without each of `cv` folds. Beside it, principal components (as many as there are scores) and
+        all features, with the same regression, and for views ridge regression. Raises `ValueError` where the decomposition was
+        loaded."""
+        read = self._training()
+        again = lambda rows, outcome: decompose(rows, self.settings, outcome, self.frames)
+        return cross_validate(again, read, self.outcome, cv, jr.fold_in(self.settings.key, 4))
+
+    # how sure
+
+    @cached_property
+    def stability(self) -> dict[Structure, Stability]:
+        """By structure, how alike two halves of the samples see it (`half_split_stability`): of those that have all views.
+        Computed when first asked for."""
+        return half_split_stability(self._whole(), self.hierarchy, key=jr.fold_in(self.settings.key, 2), **self._as_fitted)
+
+    @cached_property
+    def null(self) -> PermutationNull:
+        """What is found of structures of several views where the rows of every view are permuted on their own, so that nothing is
+        shared (`permutation_null`): of samples that have all views. Computed when first asked for."""
+        return permutation_null(self._whole(), self.hierarchy, key=jr.fold_in(self.settings.key, 3), **self._as_fitted)
+
+    @property
+    def _as_fitted(self) -> dict[str, Any]:
+        return {"noise": self.settings.search_noise(self.hierarchy.dims), "scaled": self.settings.standardise}
+
+    def _whole(self) -> list[np.ndarray]:
+        """The training rows that lack nothing. Raises `ValueError` for fewer than 6."""
+        X = [np.asarray(matrix) for matrix in self._training().matrices]
+        rows = ~np.stack([np.isnan(matrix).any(axis=1) for matrix in X]).any(axis=0)
+        if rows.sum() < 6:
+            raise ValueError(f"data: have {int(rows.sum())} samples that lack nothing; expected at least 6 to permute and split")
+        return [matrix[rows] for matrix in X]
+
+    @property
+    def assessment(self) -> Any:
+        """`structures`, and how sure each of them is: `stability` over halves of the samples, the `p_value` of what is shared, by
+        permutation, and a `verdict` in words."""
+        return self._as_came(self._assessment())
+
+    def _assessment(self) -> pl.DataFrame:
+        table = self._structures()
+        stable = [self.stability[s].cosine if s in self.stability else float("nan") for s in self.active]
+        chance = [self.null.p_values.get(s) for s in self.active]
+        said = [_verdict(*row) for row in zip(stable, chance, table["at_cap"], strict=True)]
+        return table.with_columns(
+            pl.Series("stability", stable), pl.Series("p_value", chance, pl.Float64), pl.Series("verdict", said)
+        )
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the results should know, one sentence each."""
+        found = []
+        if int(self.fitted.status) != CONVERGED:
+            words = STATUS_WORDS.get(int(self.fitted.status), f"status {int(self.fitted.status)}")
+            found.append(f"The fit ended {words}.")
+        for s in self.at_cap:
+            found.append(f"{self.label(s)} has as many columns as were offered: there may be more.")
+        if self.data is not None:
+            found += problems(self.data)
+        return tuple(found)
+
+    # files
+
+    def save(self, path: Path | str) -> None:
+        """One .npz without pickle: arrays, and a description in JSON; not the data. `load` gives back the same bits.
+
+        Raises `ValueError` for a folder that does not exist, and a fit that cannot be saved.
+        """
+        described, arrays = self.fitted.state()
+        description = {
+            "format": FORMAT,
+            "version": hcl_jax.__version__,
+            "fitted": described,
+            "settings": dataclasses.asdict(self.settings),
+            "ranks": [[list(s), rank] for s, rank in self.hierarchy.ranks],
+            "views": self.view_names,
+            "features": self.feature_names,
+            "at_cap": [list(s) for s in self.at_cap],
+            "n_samples": self.n_samples,
+            "frames": self.frames,
+            "divided": self.divided if isinstance(self.divided, (str, list, tuple)) else None,
+            "outcome": None if self.head is None else {"name": self.outcome_name, "classes": self.head.classes},
+        }
+        held = {f"fitted.{name}": array for name, array in arrays.items()}
+        held |= {f"reading.{name}": array for name, array in self.reading._asdict().items()}
+        held |= {f"shares.{name}": array for name, array in self.shares._asdict().items()}
+        if self.head is not None:
+            held |= {"head.coefficients": self.head.coefficients, "head.intercept": self.head.intercept}
+        write_npz(path, description, held)
+
+    # what came in and goes out
+
+    def _read(self, data: Any) -> Views:
+        cells, one = self.settings.missing == "impute-cells", getattr(data, "ndim", 0) == 2 or hasattr(data, "columns")
+        read = data if isinstance(data, Views) else read_views(data, views=self.divided if one else None, cells=cells)
+        return match_features(read, self.view_names, self.feature_names)
+
+    def _training(self) -> Views:
+        if self.data is None:
+            raise ValueError("data: are not kept in a file; expected the decomposition that fit returned, or data to transform")
+        return self.data
+
+    def _view(self, name: Any) -> int:
+        """From 1."""
+        if name not in self.view_names:
+            raise ValueError(f"view: is {name!r}; expected one of {', '.join(self.view_names)}")
+        return self.view_names.index(name) + 1
+
+    def as_polars(self) -> "Decomposition":
+        """The same, whose tables come as polars frames."""
+        return dataclasses.replace(self, frames="polars")
+
+    def _as_came(self, frame: pl.DataFrame) -> Any:
+        if self.frames != "pandas":
+            return frame
+        import pandas as pd  # the data came from it
+
+        return pd.DataFrame(frame.to_dict(as_series=False))
+
+    def _by_sample(self, read: Views, columns: Mapping[str, Any]) -> Any:
+        """One row a sample, named as the samples are."""
+        if self.frames == "pandas":
+            import pandas as pd
+
+            return pd.DataFrame(dict(columns), index=None if read.sample_names is None else list(read.sample_names))
+        frame = pl.DataFrame(dict(columns))
+        if read.sample_names is None:
+            return frame
+        return frame.insert_column(0, pl.Series("sample", [str(name) for name in read.sample_names]))
+
+
+def load(path: Path | str) -> Decomposition:
+    """The decomposition that `Decomposition.save` wrote, without its data: it transforms, completes and predicts new samples as
+    the one that was saved. Raises `ValueError` for another file, or one from a later version."""
+    description, arrays = read_npz(path, EXPECTED)
+    if "fitted" not in description or "format" not in description:
+        raise ValueError(f"path: {path} holds something else; expected {EXPECTED}")
+    if description["format"] > FORMAT:
+        raise ValueError(
+            f"path: {path} has format {description['format']}, of hcl_jax {description['version']}; expected at most {FORMAT}, "
+            f"which is what version {hcl_jax.__version__} reads: update hcl_jax"
+        )
+    try:
+        return _loaded(description, arrays)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"path: {path} is incomplete ({error}); expected {EXPECTED}") from None
+
+
+def _loaded(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Decomposition:
+    part = lambda prefix: {k.removeprefix(prefix): array for k, array in arrays.items() if k.startswith(prefix)}
+    described, outcome, settings = description["fitted"], description["outcome"], description["settings"]
+    structures = settings["structures"]
+    settings = Settings(**settings | {"structures": structures if structures == "all" else tuple(structures)})
+    dims = tuple(len(names) for names in description["features"])
+    head = None
+    if outcome is not None:
+        held = part("head.")
+        head = Head(held["coefficients"], held["intercept"], None if outcome["classes"] is None else tuple(outcome["classes"]))
+    return Decomposition(
+        fitted=FROM_STATE[described["kind"]](described, part("fitted.")),
+        settings=settings,
+        hierarchy=Hierarchy(dims, {tuple(s): rank for s, rank in description["ranks"]}),
+        view_names=tuple(description["views"]),
+        feature_names=tuple(tuple(names) for names in description["features"]),
+        reading=Reading(**part("reading.")),
+        shares=ShareIntervals(**part("shares.")),
+        at_cap=tuple(tuple(s) for s in description["at_cap"]),
+        n_samples=description["n_samples"],
+        frames=description["frames"],
+        divided=description["divided"],
+        head=head,
+        outcome_name=outcome and outcome["name"],
+    )
+
+
+FROM_STATE = {
+    "linear": linear_from_state,
+    "linked": linked_from_state,
+    "network": lambda description, arrays: fit_from_state(description, arrays, METHODS),
+}
+"""By the kind of a fit, what builds it from its state."""
+
+
+def _verdict(stability: float, p_value: float | None, at_cap: bool) -> str:
+    if p_value is not None and p_value > CHANCE:
+        return "not above chance"
+    if not stability >= UNSTABLE:
+        return "unstable"
+    return "reproducible, perhaps of a larger rank" if at_cap else "reproducible"
+
+
+def _frames_of(data: Any) -> str:
+    """Whether the data came in pandas frames."""
+    values = data.values() if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else [data]
+    return "pandas" if any(hasattr(value, "iloc") for value in values) else "polars"
