@@ -44,7 +44,7 @@ def configure(dtype: str = "float64", devices: int | None = None, batched: bool 
     _single_threaded_devices(held, BATCHED_POOL_THREADS if batched else held)
     jax.config.update("jax_enable_x64", dtype == "float64")
     jax.config.update("jax_default_matmul_precision", "highest")
-    _enable_compilation_cache()
+    enable_compilation_cache()
     threadpool_limits(1)
     if jax.default_backend() != "cpu":
         return min(devices or jax.device_count(), jax.device_count())
@@ -87,7 +87,8 @@ def _machine_kind() -> str:
     return f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
 
 
-def _enable_compilation_cache() -> None:
+def enable_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, or where HCL_COMPILATION_CACHE says; not at all where that is 0."""
     setting = os.environ.get(CACHE_VARIABLE, "")
     if setting == "0":
         return
