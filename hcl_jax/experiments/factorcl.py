@@ -174,7 +174,9 @@ def label_weights(cell: FactorclCell) -> tuple[float, ...]:
             count = round(exact)
             weights[s][:count] = 1
             if abs(count - exact) > 1e-9:
-                raise ValueError(f"share: holds {cell.share}, which makes {exact:.3g} factors of {structure_name(s)}; expected whole")
+                raise ValueError(
+                    f"share: holds {cell.share}, which makes {exact:.3g} factors of {structure_name(s)}; expected whole"
+                )
         if count > places:
             raise ValueError(f"rank: of {structure_name(s)} is {rank}; expected more, for {count} of its factors in the label")
     total = sum(map(np.sum, weights.values()))

@@ -116,7 +116,12 @@ class FactorclConfig(NetworkConfig):
             "scores": ("heads", "backbones"),
             "codes": ("plain", "whitened"),
         }
-        check_options(self, choices=choices, positive=("critic_speed",), least={"strength": 0, "club_weight": 0, "critic_steps": 1, "width": 1})
+        check_options(
+            self,
+            choices=choices,
+            positive=("critic_speed",),
+            least={"strength": 0, "club_weight": 0, "critic_steps": 1, "width": 1},
+        )
         check_widths(self, "hidden", "head_hidden", "critic_hidden", least=1)
         if self.mode == "lattice" and self.heads == "term":
             raise ValueError("heads: is 'term'; expected 'part' for the lattice, whose parts are told apart by their codes")

@@ -100,8 +100,10 @@ def _weights(tree: Any) -> list[Any]:
 
 
 def whitened(rows: Float[Array, "n p"]) -> Float[Array, "n p"]:
-    """The rows in coordinates that are uncorrelated among them, of mean 0 and variance 1: by Cholesky, of standardised columns, to
-    whose correlations `RIDGE` is added. What has a thousandth of the extent of the rest is found as well."""
+    """The rows in coordinates that are uncorrelated among them, of mean 0 and variance 1.
+
+    By Cholesky, of standardised columns, to whose correlations `RIDGE` is added. Columns have no scale.
+    """
     central = rows - rows.mean(axis=0, keepdims=True)
     variances = jnp.mean(central**2, axis=0, keepdims=True)
     columns = central / jnp.sqrt(variances + jnp.finfo(rows.dtype).tiny ** 0.5)
