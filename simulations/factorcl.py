@@ -3,9 +3,10 @@ keeps only the former?
 
 Claims (Liang et al. 2023, Figure 2, Tables 1 and 3): codes of FactorCL predict labels from unique information, which those of
 SimCLR lose; its parts hold what their names say. Rows are x = Λz + ε and the label the sign of a sum of factors, of which a
-`share` is of a single view. `accuracy` is that of a linear probe of the encoders' codes on rows that no method has seen; `part_12` is the R²
-of every structure's factors from the codes of the part 12. Designs: "sum" with normal loadings, in which a probe of the features
-is near the Bayes limit; "product", in which it is at chance; "published", with loadings that are all positive.
+`share` is of a single view. `accuracy` is that of a linear probe of the encoders' codes on rows that no method has seen;
+`part_12` is the R² of every structure's factors from the codes of the part 12. Designs: "sum" with normal loadings, in which a
+probe of the features is near the Bayes limit; "product", in which it is at chance; "published", with loadings that are all
+positive.
 
     python simulations/factorcl.py                           # two designs, five shares, three draws
     python simulations/factorcl.py --preset tiny             # a minute

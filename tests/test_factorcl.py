@@ -13,7 +13,7 @@ import torch_weights as torch
 from helpers import TWO, assert_at_least, assert_at_most, assert_close, reference_arrays, relative
 
 from hcl_jax import Hierarchy
-from hcl_jax.networks import factorcl, simclr
+from hcl_jax.networks import factorcl, hcl, simclr
 from hcl_jax.networks.factorcl import FactorclConfig
 from hcl_jax.networks.modules import whitened
 from hcl_jax.networks.training import Batch, Critics, TrainingConfig, make_step
@@ -391,3 +391,19 @@ def test_refusals():
             FactorclConfig(**options)
     with pytest.raises(ValueError, match="at least 2"):
         factorcl.fit([np.zeros((9, 9))], Hierarchy((9,), {(1,): 2}), key=KEY)
+
+
+def test_encoders_start_from_those_of_another_fit():
+    """Without steps they are the given ones; those of other widths are refused."""
+    views, y, _ = draw(200)
+    hierarchy = Hierarchy.shared_and_private((12, 12), 3, 3)
+    still = TrainingConfig(steps=0)
+    first = simclr.fit(views, hierarchy, simclr.SimclrConfig(training=still, width=4, hidden=(6,)), key=KEY)
+    config = FactorclConfig(training=still, n_classes=2, width=4, hidden=(6,), scores="backbones")
+    second = factorcl.fit(views, hierarchy, config, y=y, key=jr.key(1), backbones=first.network.backbones)
+    np.testing.assert_array_equal(second.transform(views), first.transform(views))
+    other = dataclasses.replace(config, hidden=(7,))
+    with pytest.raises(ValueError, match=r"backbones.*6x12.*expected.*7x12"):
+        factorcl.fit(views, hierarchy, other, y=y, key=KEY, backbones=first.network.backbones)
+    with pytest.raises(ValueError, match=r"backbones.*expected a method"):
+        hcl.fit(views, hierarchy, hcl.HclConfig(training=still), key=KEY, backbones=first.network.backbones)

@@ -17,8 +17,8 @@ from hcl_jax.experiments.factorcl import (
     FactorclCell,
     code,
     code_metrics,
+    contrast_config,
     draw,
-    study_config,
 )
 from simulations.factorcl import main
 
@@ -106,14 +106,13 @@ def test_methods_that_count_no_factors_share_their_programs():
 
 
 def test_every_method_has_a_configuration():
-    spec = CodeSpec.of(FactorclCell(H, 500, 0.25, strength=0.3), "simclr")
     for method in FACTORCL_METHODS:
         if method not in ("raw", "hcl"):
-            config = study_config(method, spec)
+            config = contrast_config(method, 2, strength=0.3)
             assert config.task_weight == 0
             assert method == "untrained" or config.strength == 0.3
-    assert study_config("factorcl-sup-no-club", spec).club_weight == 0
-    assert study_config("factorcl-sup-last", spec).training.keep == "last"
+    assert contrast_config("factorcl-sup-no-club", 2).club_weight == 0
+    assert contrast_config("factorcl-sup-last", 2).training.keep == "last"
 
 
 def test_features_are_their_own_codes():

@@ -251,17 +251,19 @@ class CodeSpec:
         return cls(told, cell.n, cell.steps, cell.strength)
 
 
-def study_config(method: str, spec: CodeSpec) -> Any:
-    """The configuration of a method: at most `steps` steps in batches of 128, at a rate of 10⁻³ at first, and no task's loss."""
+def contrast_config(method: str, n_classes: int, steps: int = 2000, strength: float = 1.0) -> Any:
+    """The configuration of a method: at most so many steps in batches of 128, at a rate of 10⁻³ at first, and no task's loss."""
     if method == UNTRAINED:
-        return dataclasses.replace(study_config("factorcl-sup", spec), training=TrainingConfig(steps=0))
+        return dataclasses.replace(contrast_config("factorcl-sup", n_classes), training=TrainingConfig(steps=0))
     variant = VARIANTS[method]
     config = configuration(variant.network)
     if variant.network == "hcl":
         return config
-    own = {"patience": spec.steps, "keep": "last"} if variant.last else {}
-    training = dataclasses.replace(config.training, steps=spec.steps, batch_size=BATCH, learning_rate=LEARNING_RATE, **own)
-    options = {"n_classes": 2, "task_weight": 0.0, "strength": spec.strength, "training": training}
+    own = {"patience": steps, "keep": "last"} if variant.last else {}
+    training = dataclasses.replace(config.training, steps=steps, batch_size=BATCH, learning_rate=LEARNING_RATE, **own)
+    options = {"n_classes": n_classes, "task_weight": 0.0, "strength": strength, "training": training}
+    if variant.network == "factorcl":
+        options["scores"] = "backbones"
     return dataclasses.replace(config, **options | variant.options)
 
 
@@ -275,13 +277,14 @@ def code(method: str, spec: CodeSpec, drawn: Drawn) -> Coded:
     variant = VARIANTS.get(method, Variant("factorcl"))
     labels = {"y": drawn.y[: spec.n]} if variant.supervised else {}
     train = [view[: spec.n] for view in views]
-    fitted: Any = NETWORKS[variant.network](train, hierarchy, config=study_config(method, spec), key=key, **labels)
+    config = contrast_config(method, 2, spec.steps, spec.strength)
+    fitted: Any = NETWORKS[variant.network](train, hierarchy, config=config, key=key, **labels)
     codes, parts = codes_of(fitted, views)
     return Coded(codes, parts, fitted.status, fitted.steps)
 
 
 def codes_of(fitted: NetworkFit, views: list[Float[Array, "n _d"]]) -> tuple[Array, dict[str, Array]]:
-    """(the codes that a task is solved from, those of every part)."""
+    """(the encoders' codes, those of every part)."""
     scores, hierarchy = fitted.transform(views), fitted.hierarchy
     if fitted.method == "hcl":
         return scores, {structure_name(s): scores[:, hierarchy.columns(s)] for s in hierarchy.structures}
@@ -293,7 +296,7 @@ def codes_of(fitted: NetworkFit, views: list[Float[Array, "n _d"]]) -> tuple[Arr
     parts: dict[str, list[Array]] = {}
     for (m, name), s in owners.items():
         parts.setdefault(structure_name(s), []).append(heads[m, name](z[m - 1]))
-    return jnp.concatenate(z, axis=1), {name: jnp.concatenate(held, axis=1) for name, held in parts.items()}
+    return scores, {name: jnp.concatenate(held, axis=1) for name, held in parts.items()}
 
 
 def code_metrics(hierarchy: Hierarchy, n: int, item: tuple[Array, Array, Coded]) -> Outcome:

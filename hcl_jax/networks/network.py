@@ -227,10 +227,14 @@ def fit_network(
     *,
     y: Any = None,
     key: Any,
+    backbones: Any = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
 ) -> NetworkFit:
     """The method, trained on the views: on its own loss, and the task's where a response is given.
+
+    Of methods whose networks have `backbones`, these may be given, to go on from: those of another fit, whatever its method, of
+    the same widths. Everything else starts at random.
 
     A response that is a number is standardised; integers are classes, `n_classes` of them. Pure under `jit` and `vmap`; called
     plainly it can show its `progress`, and keep a `checkpoint` from which an interrupted run goes on. A loss that is not finite
@@ -251,7 +255,25 @@ def fit_network(
             response = as_response(y, read.n_samples, samples=read.sample_names).astype(X.dtype)[:, None]
         else:
             response = as_labels(y, read.n_samples, config.n_classes, "y")
-    return fit_rows(method, X, hierarchy, config, response, key, progress=progress, checkpoint=checkpoint)
+    return fit_rows(method, X, hierarchy, config, response, key, backbones=backbones, progress=progress, checkpoint=checkpoint)
+
+
+def _with_backbones(network: Network, backbones: Any) -> Network:
+    """The network with these encoders in place of its own. Raises `ValueError` where they are of other shapes, or it has none."""
+    own = getattr(network, "backbones", None)
+    if own is None:
+        raise ValueError("backbones: are given; expected a method whose networks have them")
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), eqx.filter(tree, eqx.is_array))
+    if jax.tree.structure(backbones) != jax.tree.structure(own) or shapes(backbones) != shapes(own):
+        raise ValueError(f"backbones: are {_widths_of(backbones)}; expected {_widths_of(own)}, those of the configuration")
+    return eqx.tree_at(lambda net: net.backbones, network, backbones)  # type: ignore[attr-defined]
+
+
+def _widths_of(backbones: Any) -> str:
+    """The shapes of their weights."""
+    return (
+        ", ".join("x".join(map(str, leaf.shape)) for leaf in jax.tree.leaves(backbones) if getattr(leaf, "ndim", 0) > 1) or "none"
+    )
 
 
 def fit_rows(
@@ -262,6 +284,7 @@ def fit_rows(
     response: Array | None,
     key: Array,
     *,
+    backbones: Any = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
 ) -> NetworkFit:
@@ -269,6 +292,8 @@ def fit_rows(
     static, numbers = split_numbers(config)
     prepared = _prepare(method, static, numbers, hierarchy, X, response, key)
     network, train, held = prepared.network, prepared.train, prepared.held
+    if backbones is not None:
+        network = _with_backbones(network, backbones)
     loss = _loss_of(method)
     k_first, k_second = prepared.keys
     file = None if checkpoint is None else Path(checkpoint)
