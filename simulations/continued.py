@@ -1,7 +1,8 @@
 """Encoders that start from given weights, and few labelled rows: FactorCL from there, beside fine-tuning.
 
-A stand-in for the setting of IRFL in Liang et al. 2023 (Table 3), whose encoders are CLIP's: encoders are trained by SimCLR on many
-rows without labels, and then see LABELLED rows. Accuracy on other rows, of a linear probe that is fitted to the labelled ones.
+A stand-in for the setting of IRFL in Liang et al. 2023 (Table 3), whose encoders are CLIP's: encoders are trained by SimCLR on
+many rows without labels, and then see LABELLED rows. Accuracy on other rows, of a linear probe that is fitted to the labelled
+ones.
 
 | name | what is done |
 |---|---|
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from hcl_jax import Hierarchy
 from hcl_jax.experiments import configure
 from hcl_jax.experiments.command_line import check_list, error_line, parse
-from hcl_jax.experiments.factorcl import DrawSpec, FactorclCell, contrast_config, draw
+from hcl_jax.experiments.factorcl import DrawSpec, FactorclCell, codes_of, contrast_config, draw
 from hcl_jax.experiments.probes import accuracy
 from hcl_jax.networks import NETWORKS, NetworkFit, simclr
 from hcl_jax.networks.network import Method, fit_network
@@ -82,7 +83,7 @@ def replicate(study: Study, share: float, number: int) -> dict[str, float]:
     given = NETWORKS["simclr"](first, H, config=contrast_config("simclr", 2), key=key)
 
     def of(fitted: Any) -> float:
-        codes = fitted.transform([view[study.n :] for view in views])
+        codes, _ = codes_of(fitted, [view[study.n :] for view in views])
         return float(accuracy(codes, rows.y[study.n :], study.labelled))
 
     def go_on(method: str, start: Any) -> NetworkFit:

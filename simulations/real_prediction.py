@@ -17,6 +17,7 @@ dimension on joint and individual ones. HNN is not among the default methods: a 
 for every subset of the views.
 """
 
+import dataclasses
 import io
 import math
 import os
@@ -248,6 +249,8 @@ class Representations:
 
     def _contrast(self, method: str, views: list[jax.Array], labels: jax.Array, key: jax.Array) -> Any:
         config = contrast_config(method, self._n_classes)
+        if hasattr(config, "scores"):
+            config = dataclasses.replace(config, scores="backbones")
         told = Hierarchy.shared_and_private(self.hierarchy.dims, 1, 1)
         y = {"y": labels} if method in LEARNED_FROM_LABELS else {}
         return NETWORKS["factorcl" if method == UNTRAINED else VARIANTS[method].network](views, told, config=config, key=key, **y)

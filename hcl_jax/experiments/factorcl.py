@@ -262,8 +262,6 @@ def contrast_config(method: str, n_classes: int, steps: int = 2000, strength: fl
     own = {"patience": steps, "keep": "last"} if variant.last else {}
     training = dataclasses.replace(config.training, steps=steps, batch_size=BATCH, learning_rate=LEARNING_RATE, **own)
     options = {"n_classes": n_classes, "task_weight": 0.0, "strength": strength, "training": training}
-    if variant.network == "factorcl":
-        options["scores"] = "backbones"
     return dataclasses.replace(config, **options | variant.options)
 
 
@@ -296,7 +294,7 @@ def codes_of(fitted: NetworkFit, views: list[Float[Array, "n _d"]]) -> tuple[Arr
     parts: dict[str, list[Array]] = {}
     for (m, name), s in owners.items():
         parts.setdefault(structure_name(s), []).append(heads[m, name](z[m - 1]))
-    return scores, {name: jnp.concatenate(held, axis=1) for name, held in parts.items()}
+    return jnp.concatenate(z, axis=1), {name: jnp.concatenate(held, axis=1) for name, held in parts.items()}
 
 
 def code_metrics(hierarchy: Hierarchy, n: int, item: tuple[Array, Array, Coded]) -> Outcome:
