@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable
 from functools import cache, lru_cache, partial, wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
@@ -14,6 +15,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 PROGRAMS = 32
 """Programs that are kept, those called last. Each takes up to a thousand areas of memory, and Linux gives a process 65,530."""
+AREAS = 30_000
+"""Of memory, that a process may have before it lets go of its programs."""
 
 
 @cache
@@ -31,6 +34,14 @@ def compiler_options(runs_long: bool = False) -> dict[str, bool]:
     except jax.errors.JaxRuntimeError:
         return {}
     return {name: False}
+
+
+def keep_few_programs() -> None:
+    """Let go of all compiled programs where they take more areas of memory than `AREAS`: before the process dies of the next one,
+    as a study of hundreds of them would. Those that are called again are compiled again, or come from the cache on disk."""
+    areas = Path("/proc/self/maps")
+    if areas.exists() and areas.read_bytes().count(b"\n") > AREAS:
+        jax.clear_caches()
 
 
 @lru_cache(maxsize=PROGRAMS)

@@ -5,7 +5,6 @@ other's way, and a call of 5 ms then takes 50.
 """
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
@@ -22,16 +21,12 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
-MAPPINGS = 30_000
-"""Areas of memory of a process, of 65,530 that Linux gives it by default; a compiled program takes up to a thousand."""
-
-
 @pytest.fixture(autouse=True)
 def few_programs():
     """Programs of earlier tests are let go of before there are so many that the process dies of the next."""
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
-        jax.clear_caches()
+    from hcl_jax.compiled import keep_few_programs  # not before the hook that checks shapes is there
+
+    keep_few_programs()
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from helpers import LATTICE, PUBLISHED, assert_at_most, equations, numpy_loadings, population, problem
 
+import hcl_jax.compiled
 from hcl_jax import ESTIMATORS, LIMITS, Hierarchy, Truth, sample_data_covariance, sample_wishart_covariance
 from hcl_jax.baselines import BASELINES
 from hcl_jax.baselines.hnn import HnnConfig
 from hcl_jax.baselines.sjive import SjiveConfig
-from hcl_jax.compiled import PROGRAMS, compiled
+from hcl_jax.compiled import PROGRAMS, compiled, keep_few_programs
 from hcl_jax.prediction import FoldMoments, group_lasso, group_relevance, least_squares, ridge, softmax_regression
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -68,6 +69,22 @@ def test_a_process_keeps_the_programs_called_last():
     with compilations() as gone:
         program(jnp.ones(1), power=5.0)
     assert (len(kept), len(gone)) == (0, 1)
+
+
+def test_a_process_lets_go_of_its_programs_before_they_are_too_many(monkeypatch):
+    """A study of hundreds of networks would die of the sixty-fifth thousandth area. Its programs are mapped ones, and are held by
+    the functions that map them."""
+    program, ones = jax.jit(lambda x: jnp.sin(x) @ x.T), jnp.ones((3, 3))
+    before = np.asarray(program(ones))
+    with compilations() as kept:
+        keep_few_programs()
+        program(ones)
+    monkeypatch.setattr(hcl_jax.compiled, "AREAS", 0)
+    with compilations() as gone:
+        keep_few_programs()
+        after = np.asarray(program(ones))
+    assert (len(kept), len(gone)) == (0, 1 if sys.platform == "linux" else 0)
+    assert (before == after).all()
 
 
 def test_a_compiled_function_adds_nothing_to_a_program_that_calls_it():

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import psutil
 
+from hcl_jax.compiled import keep_few_programs
 from hcl_jax.experiments.cell import path_name
 from hcl_jax.experiments.experiment import AnyCell, Experiment, trace
 from hcl_jax.experiments.mapping import Slots, place
@@ -261,6 +262,7 @@ def run_group(sweep: Sweep, group: Group, store: Store, execution: Execution) ->
             table = tidy_rows(sweep.experiment.study, task.cell, task.method, structures, task.part, outcome)
             store.write(task.cell.name, task.method, task.part, table, seconds, device_name())
             yield Done(task, seconds, outcome["status"])
+            keep_few_programs()
 
 
 def _missing_now(sweep: Sweep, group: Group, store: Store) -> list[Task]:
