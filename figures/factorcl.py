@@ -2,9 +2,10 @@
 of a sweep.
 
     python figures/factorcl.py results/factorcl
+    python figures/factorcl.py results/factorcl-targets results/factorcl-parts --csv docs/tables/factorcl.csv
 
 draws figures/out/factorcl_shares.{pdf,png} where several shares were run, and factorcl_parts_SETTING, one a setting. Several
-folders may be given.
+folders may be given. With --csv it writes every mean, by structure, and the difference from SimCLR on the same draws.
 """
 
 from collections.abc import Iterator
@@ -100,6 +101,26 @@ def draw_parts(axes: Axes, table: pl.DataFrame) -> None:
     axes.grid(visible=False)
 
 
+def means(table: pl.DataFrame) -> pl.DataFrame:
+    """A row a setting, share, method, metric and structure: `mean` and `sem` over replicates, the `least` and the `largest`, the
+    mean `difference` from SimCLR on the same draws with its standard error, and how many replicates."""
+    keys = [*SETTING, "share", "metric", "structure"]
+    beside = table.filter(pl.col("method") == "simclr").select(*keys, "replicate", pl.col("value").alias("contrast"))
+    paired = table.join(beside, on=[*keys, "replicate"], how="left", maintain_order="left")
+    value, difference = pl.col("value"), pl.col("value") - pl.col("contrast")
+    root = pl.len().sqrt()
+    found = paired.group_by(*keys, "method", maintain_order=True).agg(
+        value.mean().alias("mean"),
+        (value.std() / root).alias("sem"),
+        value.min().alias("least"),
+        value.max().alias("largest"),
+        difference.mean().alias("difference"),
+        (difference.std() / root).alias("difference_sem"),
+        pl.len().alias("replicates"),
+    )
+    return found.with_columns(pl.selectors.float().round_sig_figs(5))
+
+
 @dataclass(frozen=True)
 class Arguments(Destination):
     """Draw the figures of the study of FactorCL."""
@@ -108,6 +129,8 @@ class Arguments(Destination):
     """Folders that simulations/factorcl.py has written; their rows are put together."""
     methods: tuple[str, ...] = ()
     """Methods to draw. Default: all."""
+    csv: Path | None = None
+    """A file for the means."""
 
 
 def figures(table: pl.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -129,6 +152,9 @@ def main(arguments: Arguments) -> None:
     if arguments.methods:
         check_known(arguments.methods, table["method"].unique(maintain_order=True))
         table = table.filter(pl.col("method").is_in(arguments.methods))
+    if arguments.csv is not None:
+        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+        means(table).write_csv(arguments.csv)
     save_all(figures(table), arguments)
 
 

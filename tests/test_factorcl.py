@@ -296,8 +296,8 @@ def test_codes_cannot_hide_from_critics_by_being_small():
     scaled = dataclasses.replace(SMALL, codes="whitened")
     network = built(KEY, TWO, SMALL)
     shrink = jnp.array([1.0, 1e-3, 1e-2])
-    last = lambda net: [(head.layers[-1].weight, head.layers[-1].bias) for head in net.heads.values()]
-    small = eqx.tree_at(last, network, [(weight * shrink[:, None], bias * shrink) for weight, bias in last(network)])
+    last = lambda net: [leaf for head in net.heads.values() for leaf in (head.layers[-1].weight, head.layers[-1].bias)]
+    small = eqx.tree_at(last, network, [leaf * (shrink[:, None] if leaf.ndim == 2 else shrink) for leaf in last(network)])
     value = jax.jit(
         lambda net, config: factorcl.objective(net, factorcl.bounds(net, batch, None, config), config), static_argnums=1
     )

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 import pytest
 from helpers import assert_at_least, assert_refused, assert_within
 
@@ -152,3 +153,20 @@ def test_the_tiny_study_runs_and_is_drawn(tmp_path):
     assert names[0] == "factorcl_shares"
     assert names[1].startswith("factorcl_parts_product")
     assert main(["--preset", "tiny", "--output", str(tmp_path), "--no-progress"]) == 0  # nothing left to compute
+
+
+def test_means_are_by_structure_and_differences_paired():
+    setting = dict.fromkeys(figures.SETTING, "s") | {"share": 1.0, "metric": "part_12", "structure": "1"}
+    values = {"simclr": [0.1, 0.3, 0.2], "factorcl-sup": [0.5, 0.6, 0.7]}
+    rows = [
+        setting | {"method": method, "replicate": i, "value": value}
+        for method, held in values.items()
+        for i, value in enumerate(held)
+    ]
+    found = {row["method"]: row for row in figures.means(pl.DataFrame(rows)).iter_rows(named=True)}
+    apart = np.subtract(values["factorcl-sup"], values["simclr"])
+    ours = found["factorcl-sup"]
+    assert ours["difference"] == pytest.approx(apart.mean(), rel=1e-4)
+    assert ours["difference_sem"] == pytest.approx(apart.std(ddof=1) / np.sqrt(3), rel=1e-4)
+    assert (ours["least"], ours["largest"], ours["replicates"]) == (0.5, 0.7, 3)
+    assert found["simclr"]["difference"] == 0
