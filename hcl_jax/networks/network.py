@@ -263,10 +263,9 @@ def _with_backbones(network: Network, backbones: Any) -> Network:
     own = getattr(network, "backbones", None)
     if own is None:
         raise ValueError("backbones: are given; expected a method whose networks have them")
-    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), eqx.filter(tree, eqx.is_array))
-    if jax.tree.structure(backbones) != jax.tree.structure(own) or shapes(backbones) != shapes(own):
+    if jax.eval_shape(lambda: backbones) != jax.eval_shape(lambda: own):
         raise ValueError(f"backbones: are {_widths_of(backbones)}; expected {_widths_of(own)}, those of the configuration")
-    return eqx.tree_at(lambda net: net.backbones, network, backbones)  # type: ignore[attr-defined]
+    return eqx.tree_at(lambda net: net.backbones, network, backbones)
 
 
 def _widths_of(backbones: Any) -> str:
