@@ -8,7 +8,7 @@ SimCLR lose; its parts hold what their names say. Rows are x = Λz + ε and the 
 probe of the features is near the Bayes limit; "product", in which it is at chance; "published", with loadings that are all
 positive.
 
-    python simulations/factorcl.py                           # two designs, five shares, three draws
+    python simulations/factorcl.py                           # two designs, five shares, two draws
     python simulations/factorcl.py --preset tiny             # a minute
     python simulations/factorcl.py --preset targets          # five draws of what the claims are judged by
     python simulations/factorcl.py --preset parts            # what NCE-CLUB does, by kind of heads and steps
@@ -77,7 +77,7 @@ class Study(SweepOptions):
     """Standard deviations of the noise in augmentations."""
     n_grid: tuple[int, ...] = (12000,)
     """Numbers of rows that methods see."""
-    replicates: int = 3
+    replicates: int = 2
     """Independent draws of each cell, numbered from 0: raising it later adds to what is there."""
     methods: tuple[str, ...] = METHODS
     """What to compute, by name."""
@@ -146,6 +146,7 @@ PRESETS = {
         share=(1.0,),
         strength=(0.1, 0.5, 1.0, 1.5, 2.0),
         methods=("factorcl-ssl", "factorcl-ssl-published", "factorcl-ssl-conditioned", "cross-self"),
+        replicates=3,
         output=Path("results/factorcl-strength"),
     ),
     "dimension": Study(
@@ -154,6 +155,7 @@ PRESETS = {
         design=("sum",),
         share=(0.5,),
         methods=("factorcl-sup", "factorcl-ssl", "simclr", "raw"),
+        replicates=3,
         output=Path("results/factorcl-dimension"),
     ),
     "published": Study(
@@ -162,6 +164,7 @@ PRESETS = {
         design=("published",),
         share=(0.0, 0.5, 1.0),
         methods=("factorcl-sup", "factorcl-ssl", "factorcl-ssl-published", *BASELINES),
+        replicates=3,
         output=Path("results/factorcl-published"),
     ),
     "beside": Study(
@@ -169,6 +172,7 @@ PRESETS = {
         design=("sum",),
         share=(0.0, 0.5, 1.0),
         methods=("factorcl-sup", "factorcl-ssl", "hcl"),
+        replicates=3,
         output=Path("results/factorcl-beside"),
     ),
 }
