@@ -1,7 +1,7 @@
 """Time of our networks beside modules that were written in PyTorch for the purpose, and of replicates side by side.
 
     python -m pip install -e '.[benchmarks]'     # PyTorch; without it our own figures alone
-    python benchmarks/networks.py                # prints three tables
+    python benchmarks/networks.py                # prints four tables
     python benchmarks/networks.py --tables steps --networks misa dlf-labels --rounds 11
 
 Steps: loss, gradient and Adam, of the variants that the released HCL code defines. Ours is what training does, `train_network` on
@@ -14,6 +14,11 @@ from the rows too. They are seen through leaky links.
 
 Replicates: draws and fits of HCL by the program that a study runs, mapped over the cores, and one after the other in a process of
 one core. `losses differ by` compares the two.
+
+FactorCL: a supervised step with critics of the width that the authors have, separable ones and ones of all pairs, whose first
+layers are split; beside these what they are in PyTorch, of all pairs as the authors have them. `main` is the step of encoders,
+heads and critics of lower bounds, `critic` one of the critics of upper bounds, as that of a main step with three of them and
+without. With --published all widths are the authors' (a step takes seconds), without it encoders and heads are our default ones.
 
 All is in float32, one thread a core; competitors take turns. Compilation is timed by itself, and nothing is taken from the
 compilation cache; `compiled` counts the programs that were compiled after the first call.
@@ -41,9 +46,9 @@ from hcl_jax.experiments import CompilationCounter, configure
 from hcl_jax.experiments.mapping import Slots, place, spread
 from hcl_jax.links import sample_linked_observations, sample_links
 from hcl_jax.model import sample_normal_loadings
-from hcl_jax.networks import NetworkConfig, NetworkFit, TrainingConfig, convirt, dlf, hcl, hcl_released, misa, tsd
+from hcl_jax.networks import NetworkConfig, NetworkFit, TrainingConfig, convirt, dlf, factorcl, hcl, hcl_released, misa, tsd
 from hcl_jax.networks.network import Method
-from hcl_jax.networks.training import Batch, split_numbers, train_network
+from hcl_jax.networks.training import Batch, make_step, split_numbers, train_network
 from measuring import check_known, check_rounds, interleaved, restrict_to_cores, run_script, timed
 
 SEED = 0
@@ -82,8 +87,10 @@ CASES = {
 class Arguments:
     """Time networks beside PyTorch's."""
 
-    tables: tuple[str, ...] = ("steps", "fits", "replicates")
+    tables: tuple[str, ...] = ("steps", "fits", "replicates", "factorcl")
     """Which tables."""
+    published: bool = False
+    """Whether FactorCL has the authors' widths throughout."""
     networks: tuple[str, ...] = tuple(CASES)
     """Whose steps."""
     dims: tuple[int, int, int] = (100, 100, 100)
@@ -345,7 +352,91 @@ def print_replicates(arguments: Arguments, pools: dict[int, ProcessPoolExecutor]
     )
 
 
-TABLES = ("steps", "fits", "replicates")
+CRITIC_STEPS = 3
+SEPARABLE_SHARE, CONCATENATED_SHARE = 1 / 20, 0.75
+"""What a main step with separable critics is to take of one with critics of all pairs at most, and that of PyTorch's."""
+PUBLISHED_WIDTHS: dict[str, Any] = {"width": 128, "hidden": (512, 512, 512), "head_hidden": (128, 128)}
+
+
+def factorcl_config(critic: str, arguments: Arguments) -> factorcl.FactorclConfig:
+    """The published FactorCL, with the authors' critics; encoders and heads may be ours."""
+    widths = PUBLISHED_WIDTHS if arguments.published else {}
+    training = TrainingConfig(learning_rate=LEARNING_RATE, weight_decay=0.0, schedule="constant")
+    return factorcl.FactorclConfig(
+        variant="published", critic=critic, critic_hidden=(512, 512), n_classes=CLASSES, training=training, **widths
+    )
+
+
+def factorcl_hierarchy(arguments: Arguments) -> Hierarchy:
+    """Of the first two views."""
+    return Hierarchy.shared_and_private(arguments.dims[:2], 1, 1)
+
+
+def factorcl_rows(arguments: Arguments) -> Batch:
+    """One batch of the first two views, and its labels."""
+    rows = step_rows(CASES["dlf-labels"], dataclasses.replace(arguments, steps=1))
+    return Batch(rows.views[:2], rows.y)
+
+
+def factorcl_steps(critic: str, rows: Batch, arguments: Arguments) -> tuple[Any, dict[str, Callable[[], Any]]]:
+    """(the network, a main step and one that critics of upper bounds follow)."""
+    config = factorcl_config(critic, arguments)
+    network = jax.jit(factorcl.build, static_argnums=(1, 2))(jr.key(SEED), factorcl_hierarchy(arguments), config)
+    moving, step, _ = make_step(factorcl.loss, factorcl.METHOD.critics, config, network, n_steps=1)
+    run, key = jax.jit(step), jr.key(SEED)
+
+    def of(critic_steps: int) -> Callable[[], Any]:
+        theirs = jax.tree.map(lambda leaf: jnp.stack([leaf] * CRITIC_STEPS)[:critic_steps], (rows, key))
+        with jax.numpy_dtype_promotion("standard"):
+            run(moving, (rows, key, theirs))
+        return lambda: run(moving, (rows, key, theirs))
+
+    return network, {"main": of(0), "followed": of(CRITIC_STEPS)}
+
+
+def torch_factorcl_steps(network: Any, rows: Batch, arguments: Arguments) -> dict[str, Callable[[], Any]]:
+    """Both in PyTorch, from the same weights."""
+    from torch_networks import Factorcl, make_factorcl_steps, with_weights
+
+    config = factorcl_config("concatenated", arguments)
+    widths = (config.width, config.hidden, config.head_hidden, config.critic_hidden)
+    module = with_weights(Factorcl(arguments.dims[:2], *widths, CLASSES), weights_by_name(network))
+    main, critics = make_factorcl_steps(module, rows.views, rows.y, LEARNING_RATE)
+
+    def followed() -> None:
+        main()
+        for _ in range(CRITIC_STEPS):
+            critics()
+
+    return {"main": main, "followed": followed}
+
+
+def measure_factorcl(arguments: Arguments) -> dict[str, tuple[float, float]]:
+    """Median seconds of a main step, and of one of the critics, by who takes it."""
+    rows = factorcl_rows(arguments)
+    _, separable = factorcl_steps("separable", rows, arguments)
+    network, concatenated = factorcl_steps("concatenated", rows, arguments)
+    of = {"separable": separable, "concatenated": concatenated}
+    if TORCH:
+        of["PyTorch"] = torch_factorcl_steps(network, rows, arguments)
+    competitors = {f"{name}/{kind}": run for name, both in of.items() for kind, run in both.items()}
+    seconds = {name: statistics.median(times) for name, times in interleaved(competitors, arguments.rounds).items()}
+    of_critics = lambda name: (seconds[f"{name}/followed"] - seconds[f"{name}/main"]) / CRITIC_STEPS
+    return {name: (seconds[f"{name}/main"], of_critics(name)) for name in of}
+
+
+def print_factorcl(arguments: Arguments, single: ProcessPoolExecutor) -> None:
+    """A row a kind of critics."""
+    print_header("FactorCL, critics", "main, ms", "critic, ms", "main / that of the row below", "at most")
+    found = single.submit(measure_factorcl, arguments).result()
+    names, limits = list(found), {"separable": SEPARABLE_SHARE, "concatenated": CONCATENATED_SHARE}
+    for name, below in zip(names, [*names[1:], None], strict=True):
+        main, critic = (milliseconds(seconds, 1) for seconds in found[name])
+        share = "–" if below is None else f"{found[name][0] / found[below][0]:.3f}"
+        print(f"| {name} | {main} | {critic} | {share} | {limits.get(name, '–')} |", flush=True)
+
+
+TABLES = ("steps", "fits", "replicates", "factorcl")
 
 
 def check(arguments: Arguments) -> None:
@@ -376,6 +467,8 @@ def main(arguments: Arguments) -> None:
             print_steps(arguments, single)
         if "fits" in arguments.tables:
             print_fits(arguments, single)
+        if "factorcl" in arguments.tables:
+            print_factorcl(arguments, single)
         if "replicates" in arguments.tables:
             with ProcessPoolExecutor(1, context, start, (arguments.threads,)) as several:
                 print_replicates(arguments, {1: single} | {arguments.threads: several})

@@ -5,6 +5,7 @@ little. Losses are those of the released HCL code, written plainly. Two things a
 code does: DLF's triplets are looked up in a Python loop over the anchors, and every operation is run as it is met.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
@@ -207,6 +208,73 @@ class Tsd(nn.Module):
         return torch.stack(parts).sum()
 
 
+class Critic(nn.Module):
+    """Scores of all pairs, each a row of its own."""
+
+    def __init__(self, *widths: int):
+        super().__init__()
+        self.perceptron = Perceptron(*widths)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        n, m = len(x), len(y)
+        pairs = torch.cat([x.repeat_interleave(m, dim=0), y.repeat(n, 1)], dim=1)
+        return self.perceptron(pairs).reshape(n, m)
+
+
+class Factorcl(nn.Module):
+    """Supervised FactorCL of two views: Σ CLUB − Σ NCE over six terms, of which each has its heads and its critic.
+
+    Conditions stand beside the left code. `learning` is what the critics of upper bounds minimise.
+    """
+
+    lower_terms, upper_terms = ("nce(1;2)", "nce(1;y)", "nce(2;y)", "nce(1;2|y)"), ("club(1;2|y)", "club(1;2)")
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        width: int,
+        hidden: Sequence[int],
+        head_hidden: Sequence[int],
+        critic_hidden: Sequence[int],
+        classes: int,
+    ):
+        super().__init__()
+        self.classes = classes
+        self.backbones = nn.ModuleList(Perceptron(d, *hidden, width) for d in dims)
+        owned = [(m, name) for name in (*self.lower_terms, *self.upper_terms) for m in (1, 2) if str(m) in name]
+        self.heads = nn.ModuleDict({str(head): Perceptron(width, *head_hidden, width) for head in owned})
+        left = lambda name: width + classes * name.endswith("|y)")
+        right = lambda name: 1 if name.endswith(";y)") else width
+        critics = lambda names: nn.ModuleDict({name: Critic(left(name) + right(name), *critic_hidden, 1) for name in names})
+        self.lower, self.upper = critics(self.lower_terms), critics(self.upper_terms)
+
+    def scores(self, name: str, z: Sequence[Tensor], labels: Tensor) -> Tensor:
+        critic = self.lower[name] if name in self.lower_terms else self.upper[name]
+        code = lambda m: self.heads[str((m, name))](z[m - 1])
+        if name.endswith(";y)"):
+            return critic(code(int(name[4])), labels[:, None].to(z[0].dtype))
+        left = code(1)
+        if name.endswith("|y)"):
+            left = torch.cat([left, F.one_hot(labels.long(), self.classes).to(left.dtype)], dim=1)
+        return critic(left, code(2))
+
+    @staticmethod
+    def nce(scores: Tensor) -> Tensor:
+        return scores.diagonal().mean() - scores.logsumexp(0).mean() + math.log(len(scores))
+
+    def forward(self, views: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        assert labels is not None
+        z = [backbone(x) for backbone, x in zip(self.backbones, views, strict=True)]
+        lower = [self.nce(self.scores(name, z, labels)) for name in self.lower_terms]
+        upper = [(s := self.scores(name, z, labels)).diagonal().mean() - s.mean() for name in self.upper_terms]
+        return torch.stack(upper).sum() - torch.stack(lower).sum()
+
+    def learning(self, views: Sequence[Tensor], labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            z = [backbone(x) for backbone, x in zip(self.backbones, views, strict=True)]
+        return -torch.stack([self.nce(self.scores(name, z, labels)) for name in self.upper_terms]).sum()
+
+
 MODULES: dict[str, Callable[..., nn.Module]] = {
     "hcl-released": HclReleased,
     "convirt": Convirt,
@@ -244,3 +312,24 @@ def make_epoch(
             optimiser.step()
 
     return epoch
+
+
+def make_factorcl_steps(
+    module: Factorcl, views: Sequence[np.ndarray], labels: np.ndarray, learning_rate: float
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """(a step of Adam of all but the critics of upper bounds, one of these), each on all rows. On one thread."""
+    torch.set_num_threads(1)
+    rows, classes = [torch.from_numpy(np.array(view)) for view in views], torch.from_numpy(np.array(labels))
+    theirs = list(module.upper.parameters())
+    own = [p for p in module.parameters() if all(p is not q for q in theirs)]
+    optimisers = [torch.optim.Adam(group, lr=learning_rate) for group in (own, theirs)]
+
+    def step(which: int, loss: Callable[..., Tensor]) -> None:
+        for group, moves in ((own, which == 0), (theirs, which == 1)):
+            for parameter in group:
+                parameter.requires_grad_(moves)
+        optimisers[which].zero_grad()
+        loss(rows, classes).backward()
+        optimisers[which].step()
+
+    return lambda: step(0, module), lambda: step(1, module.learning)

@@ -66,6 +66,14 @@ METHODS = {
     "linear": MethodStyle("HCL-ML on features", "#117733", "P", "-."),
     "supervised": MethodStyle("encoders that see the factors", "#555555", "", "--"),
     "oracle": MethodStyle("link and loadings known", "#000000", "", (0, (5, 1))),
+    # FactorCL and its baselines: Paul Tol's medium-contrast scheme
+    "factorcl-sup": MethodStyle("FactorCL-SUP", "#994455", "*"),
+    "factorcl-ssl": MethodStyle("FactorCL-SSL", "#EE99AA", "P"),
+    "simclr": MethodStyle("SimCLR", "#004488", "s", ":"),
+    "supcon": MethodStyle("SupCon", "#6699CC", "o", ":"),
+    "cross-self": MethodStyle("Cross+Self", "#997700", "^", ":"),
+    "cross-self-heads": MethodStyle("Cross+Self, own heads", "#EECC66", "v", ":"),
+    "untrained": MethodStyle("untrained encoders", "#BBBBBB", "x", "-."),
     # beside which the benchmarks time: Paul Tol's vibrant scheme, dashed
     "numpy-em": MethodStyle("EM in NumPy", "#EE7733", "^", "--"),
     "factor-analysis": MethodStyle("factor analysis, scikit-learn", "#0077BB", "v", "--"),
@@ -106,6 +114,7 @@ METRICS = {
     "block_spectral": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_2$",
     "block_frobenius": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_F$",
     "block_two_to_infinity": r"$\|\hat\Lambda_s^{(m)} O_s - \Lambda_s^{(m)}\|_{2\to\infty}$",
+    "accuracy": "accuracy of a linear probe",
     "rmse": "RMSE",
     "smape": "SMAPE, per cent",
     "r_squared": "$R^2$",

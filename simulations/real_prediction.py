@@ -8,6 +8,7 @@ the same regression on the principal components of all views, and on the feature
     python simulations/real_prediction.py --data tcga --splits 20       # five omics of breast tumours -> PAM50 subtype
     python simulations/real_prediction.py --data digits --splits 20     # six views of handwritten digits -> digit
     python simulations/real_prediction.py --data digits --methods hcl-vb pca raw --splits 5
+    python simulations/real_prediction.py --data digits --methods factorcl-sup factorcl-ssl simclr supcon untrained raw --splits 3
 
 What OUTPUT holds is not computed again: more splits or methods add to it. The files are looked for under HCL_DATA (default
 ../shared/data), or given by --file. HCL uses posterior-mean scores; +group is the regression with the group penalty, whose
@@ -16,6 +17,7 @@ dimension on joint and individual ones. HNN is not among the default methods: a 
 for every subset of the views.
 """
 
+import dataclasses
 import io
 import math
 import os
@@ -45,8 +47,10 @@ from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import OutputError, configure
 from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse
 from hcl_jax.experiments.downstream import SUPERVISED
+from hcl_jax.experiments.factorcl import UNTRAINED, VARIANTS, contrast_config
 from hcl_jax.experiments.methods import check_methods, estimator, is_estimator
 from hcl_jax.experiments.store import write_bytes
+from hcl_jax.networks import NETWORKS
 from hcl_jax.prediction import Classifier, fold_of_rows, posterior_mean_scores, softmax_regression
 from hcl_jax.structure import NON_FINITE, structure_name
 from hcl_jax.views import load_views, standardise
@@ -56,6 +60,9 @@ JOINT_AND_INDIVIDUAL = ("jive", "ajive", "sjive")
 HCL = ("hcl-vb", "hcl-ml", "hcl-svd")
 N_FOLDS, SUPERVISED_FOLDS = 5, 3
 """Folds that choose the penalty; fewer where the representation has to be fitted again for each."""
+CONTRASTS = ("factorcl-sup", "factorcl-ssl", "simclr", "supcon", "cross-self", "cross-self-heads", UNTRAINED)
+"""FactorCL and its baselines: told of what all views share and what each has for itself, scores are the encoders' codes."""
+LEARNED_FROM_LABELS = (*SUPERVISED, *(name for name in CONTRASTS if name in VARIANTS and VARIANTS[name].supervised))
 REFERENCE = "raw"
 """What the others are compared with, split by split."""
 
@@ -194,8 +201,8 @@ def optimal_scores(split: Split) -> jax.Array:
 class Representations:
     """Fits every method's representation to a split; the same program serves all splits."""
 
-    def __init__(self, data: DataSet, hierarchy: Hierarchy):
-        self.hierarchy = hierarchy
+    def __init__(self, data: DataSet, hierarchy: Hierarchy, n_classes: int):
+        self.hierarchy, self._n_classes = hierarchy, n_classes
         self._programs: dict[str, Callable[..., Any]] = {}
         ranks = {"joint_rank": data.joint, "individual_ranks": data.individual}
         signal = tuple(min(data.joint + rank, dim) for rank, dim in zip(data.individual, hierarchy.dims, strict=True))
@@ -220,6 +227,9 @@ class Representations:
             estimate = self._run(method, lambda S: estimator(method)(S, self.hierarchy), covariance)
             score_map = posterior_mean_scores(estimate.loadings, estimate.noise_variance)
             return rows[0] @ score_map, rows[1] @ score_map
+        if method in CONTRASTS:
+            fitted = self._run(method, partial(self._contrast, method), split.train, split.train_labels, key)
+            return fitted.transform(split.train), fitted.transform(split.test)
         config = {"config": self._configs[method]} if method in self._configs else {}
         fit = partial(BASELINES[method], **config)
         fitted = self._run(
@@ -236,6 +246,14 @@ class Representations:
             inner = Split([view[seen] for view in split.train], split.train, split.train_labels[seen], split.train_labels)
             blind.append(equal_scales(self.scores(method, inner, key))[1])
         return jnp.stack(blind)
+
+    def _contrast(self, method: str, views: list[jax.Array], labels: jax.Array, key: jax.Array) -> Any:
+        config = contrast_config(method, self._n_classes)
+        if hasattr(config, "scores"):
+            config = dataclasses.replace(config, scores="backbones")
+        told = Hierarchy.shared_and_private(self.hierarchy.dims, 1, 1)
+        y = {"y": labels} if method in LEARNED_FROM_LABELS else {}
+        return NETWORKS["factorcl" if method == UNTRAINED else VARIANTS[method].network](views, told, config=config, key=key, **y)
 
     def _run(self, method: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._programs.setdefault(method, jax.jit(function, compiler_options=compiler_options()))(*arguments)
@@ -268,7 +286,7 @@ def classify(
     not seen: those of supervised methods are learned again without each fold."""
     representation, _, penalty = method.partition("+")
     scores = equal_scales(representations.scores(representation, split, key))
-    supervised = representation in SUPERVISED
+    supervised = representation in LEARNED_FROM_LABELS
     blind = representations.fold_scores(representation, split, key) if supervised else None
     n_folds = SUPERVISED_FOLDS if supervised else N_FOLDS
     told = representations.hierarchy if penalty == "group" else None
@@ -387,7 +405,7 @@ def run(study: Study) -> Tables:
     data, tables = DATA[study.data], Tables(study)
     views, labels, classes = read(study)
     hierarchy = make_hierarchy([view.shape[1] for view in views], 1, data.structures)
-    representations = Representations(data, hierarchy)
+    representations = Representations(data, hierarchy, len(classes))
     left = [[method for method in study.methods if (method, number) not in tables.done] for number in range(study.splits)]
     steps = tqdm(total=sum(map(len, left)), unit="fit", disable=None)
     for number, split in enumerate(make_splits(study, views, labels) if any(left) else ()):
@@ -409,7 +427,7 @@ def run(study: Study) -> Tables:
 
 def check(study: Study) -> None:
     """Raise `ValueError` that names the argument."""
-    known = (*ESTIMATORS, *(f"{name}+group" for name in ESTIMATORS), *BASELINES, "pca", "raw")
+    known = (*ESTIMATORS, *(f"{name}+group" for name in ESTIMATORS), *BASELINES, *CONTRASTS, "pca", "raw")
     check_methods(study.methods, known)
     check_list("methods", study.methods)
     if not 0 <= study.seed < 2**32:

@@ -1,5 +1,6 @@
 """Benchmarks run, and say so when they are asked for what they do not have."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import networks
 import recovery_throughput
 import replicates
 from figures import sizes
+from hcl_jax.networks import factorcl
 from hcl_jax.networks.training import Batch, TrainingConfig
 from measuring import PeakMemory, interleaved
 
@@ -157,6 +159,31 @@ def test_networks_at_a_small_size():
     assert all(row[-1] == "0" for row in (*steps, fit)), done.stdout  # nothing compiled after the first call
     assert replicates[-2:] == ["0", "0"], done.stdout  # and replicates have the same bits on one core as on several
     assert fit[3] == "0"
+
+
+def test_factorcl_in_pytorch_has_our_losses():
+    torch = pytest.importorskip("torch")
+    from torch_networks import Factorcl, with_weights
+
+    arguments = networks.Arguments(dims=(12, 15, 10), batch=16)
+    config = dataclasses.replace(
+        networks.factorcl_config("concatenated", arguments),
+        training=TrainingConfig(dtype="float64"),
+        width=5,
+        hidden=(8, 6),
+        head_hidden=(4,),
+        critic_hidden=(7, 6),
+    )
+    network = jax.jit(factorcl.build, static_argnums=(1, 2))(jr.key(0), networks.factorcl_hierarchy(arguments), config)
+    rows = networks.factorcl_rows(arguments)
+    rows = Batch(tuple(view.astype(float) for view in rows.views), rows.y)
+    widths = (config.width, config.hidden, config.head_hidden, config.critic_hidden)
+    module = with_weights(Factorcl(arguments.dims[:2], *widths, networks.CLASSES), networks.weights_by_name(network))
+    views, labels = [torch.from_numpy(np.array(view)) for view in rows.views], torch.from_numpy(np.array(rows.y))
+    of = lambda loss: jax.jit(lambda net: loss(net, rows, jr.key(0), config)[0])(network)
+    # bounds of untrained critics are small differences of scores
+    assert_at_most(relative(of(factorcl.loss), module(views, labels).item()), 1e-9, "main")
+    assert_at_most(relative(of(factorcl.learning), module.learning(views, labels).item()), 1e-9, "critics")
 
 
 @pytest.mark.parametrize("name", networks.CASES)

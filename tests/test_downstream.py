@@ -270,7 +270,7 @@ def test_labels_of_noise_are_not_predicted_by_scores_that_learned_them(monkeypat
     labels = jnp.asarray(rng.permutation(np.arange(90) % 2))
     split = real_prediction.Split(views, views, labels, labels)
     data = real_prediction.DataSet("", ("a", "b"), "label", (), joint=1, individual=(1, 1))
-    representations = real_prediction.Representations(data, Hierarchy((60, 50), {(1, 2): 1}))
+    representations = real_prediction.Representations(data, Hierarchy((60, 50), {(1, 2): 1}), 3)
     fit, scores = real_prediction.classify(representations, "mmfl", split, jax.random.key(0), 2)
     assert abs(np.corrcoef(scores[0][:, 0], labels)[0, 1]) > 0.99
     assert float(fit.held_out) > 0.95 * np.log(2)

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import cache
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,8 +13,9 @@ import torch_weights as torch
 from helpers import TWO, assert_at_least, assert_at_most, assert_close, reference_arrays, relative
 
 from hcl_jax import Hierarchy
-from hcl_jax.networks import factorcl, simclr
+from hcl_jax.networks import factorcl, hcl, simclr
 from hcl_jax.networks.factorcl import FactorclConfig
+from hcl_jax.networks.modules import whitened
 from hcl_jax.networks.training import Batch, Critics, TrainingConfig, make_step
 
 DOUBLE = TrainingConfig(dtype="float64", weight_decay=0.0)
@@ -199,7 +201,7 @@ def random_batch(hierarchy, n=24, seed=0, classes=3):
     return Batch(views, None if classes is None else jnp.asarray(rng.integers(0, classes, n), jnp.int32))
 
 
-SMALL = FactorclConfig(training=DOUBLE, n_classes=3, width=3, hidden=(8,), head_hidden=(4,), critic_hidden=(5,))
+SMALL = FactorclConfig(training=DOUBLE, n_classes=3, width=3, hidden=(8,), head_hidden=(4,), critic_hidden=(5,), codes="plain")
 
 
 def test_the_lattice_of_two_views_is_the_two_view_loss_averaged_over_directions():
@@ -285,6 +287,32 @@ def test_upper_bounds_below_the_floor_do_not_count():
     assert_close(factorcl.objective(network, parts, SMALL), -2.0, "with a floor")
     without = dataclasses.replace(SMALL, floor=False)
     assert_close(factorcl.objective(network, parts, without), -12.0, "without")
+    assert_close(factorcl.objective(network, parts, dataclasses.replace(without, club_weight=0.5)), -7.0, "at half weight")
+
+
+def test_codes_cannot_hide_from_critics_by_being_small():
+    """Last layers that are up to a thousand times smaller leave bounds of whitened codes as they are."""
+    batch = random_batch(TWO)
+    scaled = dataclasses.replace(SMALL, codes="whitened")
+    network = built(KEY, TWO, SMALL)
+    shrink = jnp.array([1.0, 1e-3, 1e-2])
+    last = lambda net: [leaf for head in net.heads.values() for leaf in (head.layers[-1].weight, head.layers[-1].bias)]
+    small = eqx.tree_at(last, network, [leaf * (shrink[:, None] if leaf.ndim == 2 else shrink) for leaf in last(network)])
+    value = jax.jit(
+        lambda net, config: factorcl.objective(net, factorcl.bounds(net, batch, None, config), config), static_argnums=1
+    )
+    assert_at_most(relative(value(small, scaled), value(network, scaled)), 1e-6, "whitened")
+    assert_at_least(relative(value(small, SMALL), value(network, SMALL)), 1e-2, "plain")
+
+
+def test_whitened_rows_are_uncorrelated_whatever_their_scale():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((500, 4)) @ rng.standard_normal((4, 4)) * np.array([1e3, 1.0, 1e-3, 1e-5]) + 7
+    found = np.asarray(whitened(jnp.asarray(rows)))
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(found.T @ found / 500, np.eye(4), atol=0.02)  # the ridge of 1e-4 on correlations of this condition
+    constant = np.concatenate([rows, np.ones((500, 1))], axis=1)
+    np.testing.assert_allclose(np.asarray(whitened(jnp.asarray(constant)))[:, 4], 0, atol=1e-9)
 
 
 def test_numbers_as_labels_are_compared_within_bins():
@@ -363,3 +391,19 @@ def test_refusals():
             FactorclConfig(**options)
     with pytest.raises(ValueError, match="at least 2"):
         factorcl.fit([np.zeros((9, 9))], Hierarchy((9,), {(1,): 2}), key=KEY)
+
+
+def test_encoders_start_from_those_of_another_fit():
+    """Without steps they are the given ones; those of other widths are refused."""
+    views, y, _ = draw(200)
+    hierarchy = Hierarchy.shared_and_private((12, 12), 3, 3)
+    still = TrainingConfig(steps=0)
+    first = simclr.fit(views, hierarchy, simclr.SimclrConfig(training=still, width=4, hidden=(6,)), key=KEY)
+    config = FactorclConfig(training=still, n_classes=2, width=4, hidden=(6,), scores="backbones")
+    second = factorcl.fit(views, hierarchy, config, y=y, key=jr.key(1), backbones=first.network.backbones)
+    np.testing.assert_array_equal(second.transform(views), first.transform(views))
+    other = dataclasses.replace(config, hidden=(7,))
+    with pytest.raises(ValueError, match=r"backbones.*6x12.*expected.*7x12"):
+        factorcl.fit(views, hierarchy, other, y=y, key=KEY, backbones=first.network.backbones)
+    with pytest.raises(ValueError, match=r"backbones.*expected a method"):
+        hcl.fit(views, hierarchy, hcl.HclConfig(training=still), key=KEY, backbones=first.network.backbones)

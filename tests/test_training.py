@@ -71,6 +71,16 @@ def test_the_start_is_kept_where_training_makes_it_worse():
     np.testing.assert_array_equal(found.model.slope, exact.slope)
 
 
+def test_the_last_parameters_are_kept_where_they_are_asked_for():
+    exact = Line(jnp.linalg.lstsq(HELD.views[0], HELD.y)[0])
+    config = Config()
+    found = train(dataclasses.replace(config, training=dataclasses.replace(config.training, keep="last")), model=exact)
+    assert float(jnp.abs(found.model.slope - exact.slope).max()) > 0
+    value, _ = squares(found.model, HELD, jr.key(0), config)
+    history = np.asarray(found.history["held_out"])
+    np.testing.assert_allclose(value, history[np.isfinite(history)][-1], rtol=0.1)  # batches leave some held-out rows out
+
+
 def test_patience_ends_it_early():
     exact = Line(jnp.linalg.lstsq(HELD.views[0], HELD.y)[0])
     config = Config()

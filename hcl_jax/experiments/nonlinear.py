@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from hcl_jax.experiments.cell import hierarchy_columns, hierarchy_fields, join_fields, number_name, path_name
 from hcl_jax.experiments.experiment import Outcome, Stage
 from hcl_jax.experiments.mapping import spread
+from hcl_jax.experiments.probes import r_squared, residual_variance
 from hcl_jax.experiments.recovery import check_samples
 from hcl_jax.fitted import Fitted, fit_estimator
 from hcl_jax.links import check_link, sample_linked_observations, sample_links
@@ -193,30 +194,15 @@ def score_metrics(
     scores = scores.astype(z.dtype)
     patterns = [hierarchy.modality_mask[:, hierarchy.columns(s)][:, :1] for s in hierarchy.structures]
     own = [jnp.all(membership == jnp.asarray(pattern), axis=0) for pattern in patterns]
-    held = jnp.stack([_r_squared(jnp.where(mask[None, :], scores, 0), z, n) for mask in own])  # structures × K
+    held = jnp.stack([r_squared(jnp.where(mask[None, :], scores, 0), z, n) for mask in own])  # structures × K
     by_structure = jnp.stack([held[:, hierarchy.columns(s)].mean(axis=1) for s in hierarchy.structures], axis=1)
-    everything = _r_squared(scores, z, n)
+    everything = r_squared(scores, z, n)
     return {
         "r_squared": jnp.diagonal(by_structure),
         "r_squared_all": jnp.stack([everything[hierarchy.columns(s)].mean() for s in hierarchy.structures]),
         "leak": jnp.max(by_structure - jnp.diag(jnp.full(len(own), jnp.inf, z.dtype))),
         "quadratic": _quadratic_shares(scores, own, z, hierarchy, n),
     }
-
-
-def _r_squared(scores: Float[Array, "n R"], z: Float[Array, "n K"], n: int) -> Float[Array, " K"]:
-    """Of every column of z, regressed on the scores of the first n rows, among the others."""
-    return 1 - _residual_variance(scores, z, n) / _residual_variance(scores[:, :0], z, n)
-
-
-def _residual_variance(features: Float[Array, "n p"], targets: Float[Array, "n q"], n: int) -> Float[Array, " q"]:
-    """Mean squares of the targets of the rows from n on, less what a regression on the first n rows expects."""
-    F = features - features[:n].mean(axis=0, keepdims=True)
-    T = targets - targets[:n].mean(axis=0, keepdims=True)
-    gram = F[:n].T @ F[:n] / n
-    jitter = 1e-9 * jnp.trace(gram) / max(gram.shape[0], 1) + jnp.finfo(gram.dtype).tiny  # columns may be zero
-    B = jnp.linalg.solve(gram + jitter * jnp.eye(gram.shape[0], dtype=gram.dtype), F[:n].T @ T[:n] / n)
-    return jnp.mean((T[n:] - F[n:] @ B) ** 2, axis=0)
 
 
 def _quadratic_shares(
@@ -226,11 +212,11 @@ def _quadratic_shares(
     i, j = np.triu_indices(z.shape[1])
     products = z[:, i] * z[:, j]
     of_column = np.repeat(np.arange(len(hierarchy.structures)), [rank for _, rank in hierarchy.ranks])
-    total, linear = _residual_variance(z[:, :0], scores, n), _residual_variance(z, scores, n)
+    total, linear = residual_variance(z[:, :0], scores, n), residual_variance(z, scores, n)
     shares = []
     for s, mask in enumerate(own):
         others = products[:, (of_column[i] != s) & (of_column[j] != s)]
-        both = _residual_variance(jnp.concatenate([z, others], axis=1), scores, n)
+        both = residual_variance(jnp.concatenate([z, others], axis=1), scores, n)
         share = jnp.maximum(linear - both, 0) / jnp.where(total > 0, total, 1)
         shares.append(jnp.sum(jnp.where(mask, share, 0)) / jnp.maximum(mask.sum(), 1).astype(z.dtype))
     return jnp.stack(shares)

@@ -11,7 +11,15 @@ from hcl_jax.experiments.tidy import RESULT_COLUMNS
 from hcl_jax.structure import NON_FINITE, ON_BOUND, OUT_OF_STEPS, PREDICTION_STATUS_WORDS, STATUS_WORDS
 
 _NOT_SETTING = {"study", "cell", "n", "rank", *RESULT_COLUMNS}
-_DEFAULTS = {"latent": "gaussian", "sampling": "wishart", "loadings": "", "fitted": "true", "support": ""}
+_DEFAULTS = {
+    "latent": "gaussian",
+    "sampling": "wishart",
+    "loadings": "",
+    "fitted": "true",
+    "support": "",
+    "label": "",
+    "strength": 1.0,
+}
 _FAILURES = {"non_finite": NON_FINITE, "out_of_steps": OUT_OF_STEPS, "projected": ON_BOUND}  # columns of tables on disk
 _SUMMARY_COLUMNS = ("mean", "sem", "rms", "limit", "ratio", "ratio_sem", "replicates", *_FAILURES)
 

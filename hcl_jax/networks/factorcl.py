@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from hcl_jax.networks.augmentation import AUGMENTATIONS, Augmentation, augmented, find_spared, none_spared
 from hcl_jax.networks.independence import binned, club, first_label, info_nce, same_label, two_way_info_nce
-from hcl_jax.networks.modules import CRITICS, Concatenated, Constant, Perceptron, Separable, redrawn
+from hcl_jax.networks.modules import CRITICS, Concatenated, Constant, Perceptron, Separable, redrawn, whitened
 from hcl_jax.networks.network import (
     HEAD,
     Method,
@@ -47,12 +47,14 @@ class Preset(NamedTuple):
     augmentation: Augmentation
     scores: Literal["heads", "backbones"]
     floor: bool
+    codes: Literal["plain", "whitened"]
     critic_speed: float
+    critic_steps: int
 
 
 PRESETS = {
-    "default": Preset("normal", "part", "separable", "mask", "noise", "heads", True, 3.0),
-    "published": Preset("standardised", "term", "concatenated", "concatenate", "published", "backbones", False, 1.0),
+    "default": Preset("normal", "part", "separable", "mask", "noise", "heads", True, "whitened", 3.0, 3),
+    "published": Preset("standardised", "term", "concatenated", "concatenate", "published", "backbones", False, "plain", 1.0, 1),
 }
 
 
@@ -72,8 +74,12 @@ class FactorclConfig(NetworkConfig):
     the mask. On copies it is always by concatenation.
     augmentation, strength: see `augmentation.augmented`.
     scores: what `transform` returns, codes of the "heads" or of the "backbones".
-    floor: upper bounds below 0 count as 0. critic_speed: the learning rate of their critics, as a multiple of that of the rest.
-    Either keeps upper bounds from falling without end. critic_steps: steps of their critics after each of the others.
+    floor: upper bounds below 0 count as 0, and cannot fall without end.
+    codes: what critics see of the codes of a batch. "plain" ones can be hidden from them: made small, they carry as much
+    information, and critics of upper bounds need long to find it. Those that are "whitened" have no scale.
+    critic_speed: the learning rate of the critics of upper bounds, as a multiple of that of the rest. critic_steps: their steps
+    after each of the others.
+    club_weight: of the upper bounds, beside 1 of the lower ones.
     width: of all codes. hidden, head_hidden, critic_hidden: widths of hidden layers; the authors have width 128, 512, 512 and
     512; 128 and 128; and 512 and 512.
     """
@@ -90,8 +96,10 @@ class FactorclConfig(NetworkConfig):
     strength: float = 1.0
     scores: Literal["heads", "backbones"] | None = None
     floor: bool | None = None
+    codes: Literal["plain", "whitened"] | None = None
     critic_speed: float | None = None
-    critic_steps: int = 1
+    critic_steps: int | None = None
+    club_weight: float = 1.0
     width: int = 16
     hidden: tuple[int, ...] = (128, 128)
     head_hidden: tuple[int, ...] = (32,)
@@ -106,8 +114,14 @@ class FactorclConfig(NetworkConfig):
             "condition": ("mask", "concatenate"),
             "augmentation": AUGMENTATIONS,
             "scores": ("heads", "backbones"),
+            "codes": ("plain", "whitened"),
         }
-        check_options(self, choices=choices, positive=("critic_speed",), least={"strength": 0, "critic_steps": 1, "width": 1})
+        check_options(
+            self,
+            choices=choices,
+            positive=("critic_speed",),
+            least={"strength": 0, "club_weight": 0, "critic_steps": 1, "width": 1},
+        )
         check_widths(self, "hidden", "head_hidden", "critic_hidden", least=1)
         if self.mode == "lattice" and self.heads == "term":
             raise ValueError("heads: is 'term'; expected 'part' for the lattice, whose parts are told apart by their codes")
@@ -291,7 +305,8 @@ def sides(network: Factorcl, batch: Batch, copies: tuple[Rows, ...] | None, conf
     """Codes of a batch and of its copies, and its labels."""
     seen = batch.views if copies is None else tuple(map(jnp.concatenate, zip(batch.views, copies, strict=True)))
     z = network.embeddings(seen)
-    split = lambda code: tuple(jnp.split(code, 1 if copies is None else 2))
+    seen_as = whitened if config.codes == "whitened" else lambda code: code
+    split = lambda code: tuple(jnp.split(seen_as(code), 1 if copies is None else 2))
     codes = {(m, part): split(head(z[m - 1])) for (m, part), head in network.heads.items()}
     embeddings = tuple(map(split, z))
     if batch.y is None:
@@ -363,7 +378,8 @@ def objective(network: Factorcl, parts: dict[str, Float[Array, ""]], config: Fac
         if term.name not in parts:
             continue
         value = parts[term.name]
-        signed = (jax.nn.relu(value) if config.floor else value) if term.upper else -value
+        upper = config.club_weight * (jax.nn.relu(value) if config.floor else value)
+        signed = upper if term.upper else -value
         total = total + term.weight * signed
     return total
 

@@ -17,6 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 Rows = Float[Array, "n _p"]
+RIDGE = 1e-4
+"""Of correlations that are to be inverted."""
 
 
 def rowwise(module: Callable[[Array], Array], rows: Float[Array, "n _p"]) -> Float[Array, "n _q"]:
@@ -176,6 +178,19 @@ def _modules(tree: Any, kind: type) -> list[Any]:
 def _weights(tree: Any) -> list[Any]:
     """Of every linear layer the matrix and the bias."""
     return [leaf for layer in _modules(tree, eqx.nn.Linear) for leaf in (layer.weight, layer.bias)]
+
+
+def whitened(rows: Float[Array, "n p"]) -> Float[Array, "n p"]:
+    """The rows in coordinates that are uncorrelated among them, of mean 0 and variance 1.
+
+    By Cholesky, of standardised columns, to whose correlations `RIDGE` is added. Columns have no scale.
+    """
+    central = rows - rows.mean(axis=0, keepdims=True)
+    variances = jnp.mean(central**2, axis=0, keepdims=True)
+    columns = central / jnp.sqrt(variances + jnp.finfo(rows.dtype).tiny ** 0.5)
+    correlation = columns.T @ columns / rows.shape[0]
+    lower = jnp.linalg.cholesky(correlation + RIDGE * jnp.eye(rows.shape[1], dtype=rows.dtype))
+    return jax.scipy.linalg.solve_triangular(lower, columns.T, lower=True).T
 
 
 class Separable(eqx.Module):

@@ -238,10 +238,14 @@ def fit_network(
     *,
     y: Any = None,
     key: Any,
+    backbones: Any = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
 ) -> NetworkFit:
     """The method, trained on the views: on its own loss, and the task's where a response is given.
+
+    Of methods whose networks have `backbones`, these may be given, to go on from: those of another fit, whatever its method, of
+    the same widths. Everything else starts at random.
 
     A response that is a number is standardised; integers are classes, `n_classes` of them. Pure under `jit` and `vmap`; called
     plainly it can show its `progress`, and keep a `checkpoint` from which an interrupted run goes on. A loss that is not finite
@@ -262,7 +266,24 @@ def fit_network(
             response = as_response(y, read.n_samples, samples=read.sample_names).astype(X.dtype)[:, None]
         else:
             response = as_labels(y, read.n_samples, config.n_classes, "y")
-    return fit_rows(method, X, hierarchy, config, response, key, progress=progress, checkpoint=checkpoint)
+    return fit_rows(method, X, hierarchy, config, response, key, backbones=backbones, progress=progress, checkpoint=checkpoint)
+
+
+def _with_backbones(network: Network, backbones: Any) -> Network:
+    """The network with these encoders in place of its own. Raises `ValueError` where they are of other shapes, or it has none."""
+    own = getattr(network, "backbones", None)
+    if own is None:
+        raise ValueError("backbones: are given; expected a method whose networks have them")
+    if jax.eval_shape(lambda: backbones) != jax.eval_shape(lambda: own):
+        raise ValueError(f"backbones: are {_widths_of(backbones)}; expected {_widths_of(own)}, those of the configuration")
+    return eqx.tree_at(lambda net: net.backbones, network, backbones)
+
+
+def _widths_of(backbones: Any) -> str:
+    """The shapes of their weights."""
+    return (
+        ", ".join("x".join(map(str, leaf.shape)) for leaf in jax.tree.leaves(backbones) if getattr(leaf, "ndim", 0) > 1) or "none"
+    )
 
 
 def fit_rows(
@@ -273,6 +294,7 @@ def fit_rows(
     response: Array | None,
     key: Array,
     *,
+    backbones: Any = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
 ) -> NetworkFit:
@@ -284,6 +306,8 @@ def fit_rows(
     for i in range(config.restarts):
         prepared = _prepare(method, static, numbers, hierarchy, X, response, jr.fold_in(key, i) if i else key, k_rows)
         network, train, held = prepared.network, prepared.train, prepared.held
+        if backbones is not None:
+            network = _with_backbones(network, backbones)
         k_first, k_second = prepared.keys
         own = file.with_name(f"{file.name}.{i}") if file is not None and i else file
         if config.supervision == "tuned" and response is not None:

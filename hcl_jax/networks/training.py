@@ -60,6 +60,8 @@ class TrainingConfig:
     held_out: the share of the rows that early stopping is decided on; 0 decides on the training rows.
     round_steps: steps between two looks at these rows, rounded up to whole epochs.
     patience: rounds without a better held-out loss until it stops.
+    keep: the parameters of the round with the "best" held-out loss, or the "last" ones: where critics are at play, the loss is
+    also best where these lag behind.
     dtype: precision of parameters and rows.
     """
 
@@ -72,12 +74,13 @@ class TrainingConfig:
     held_out: float = field(default=0.1, metadata={"static": True})
     round_steps: int = 50
     patience: int = 10
+    keep: Literal["best", "last"] = "best"
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
         check_options(
             self,
-            choices={"schedule": ("cosine", "constant"), "dtype": ("float32", "float64")},
+            choices={"schedule": ("cosine", "constant"), "keep": ("best", "last"), "dtype": ("float32", "float64")},
             positive=("learning_rate", "clip"),
             least={"steps": 0, "batch_size": 2, "round_steps": 1, "patience": 1, "weight_decay": 0},
         )
@@ -380,8 +383,8 @@ def _advance_program(
 
 
 class Trained(NamedTuple):
-    """The best parameters met, and how it went: `status` 0 at its end or stopped by patience, 1 still improving when the steps
-    ran out at a constant learning rate, 2 not finite (the best parameters until then are kept)."""
+    """The parameters that are kept, and how it went: `status` 0 at its end or stopped by patience, 1 still improving when the
+    steps ran out at a constant learning rate, 2 not finite (what was kept until then is)."""
 
     model: PyTree
     loss: Float[Array, ""]
@@ -421,7 +424,8 @@ def train_network(
     ended_early = (state.round >= plan.rounds) & (state.best_round == state.round) & (plan.rounds > 0)
     improving = ended_early & (config.training.schedule == "constant")
     status = jnp.where(state.finite, jnp.where(improving, OUT_OF_STEPS, CONVERGED), NON_FINITE).astype(jnp.int32)
-    return Trained(state.best, state.best_loss, status, state.round * plan.steps_per_round, state.history)
+    kept = state.best if config.training.keep == "best" else state.model
+    return Trained(kept, state.best_loss, status, state.round * plan.steps_per_round, state.history)
 
 
 def _in_pieces(
