@@ -1,5 +1,6 @@
 """Bounds of mutual information: of any scores, of Gaussian pairs with the exact critic, and with one that is trained."""
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -76,7 +77,7 @@ class Exact:
 def of_exact(d, rho, batches=1000):
     """(I, Jeffreys, means of the bounds, their standard errors) with the exact critic; and the batches."""
     x, y = (rows.reshape(batches, BATCH, d) for rows in gaussian_pairs(jr.key(1), d, np.float32(rho), batches * BATCH))
-    found = np.asarray(jax.jit(lambda x, y: critic_bounds(Exact(rho), x, y))(x, y), float)
+    found = np.asarray(jax.jit(lambda x, y: critic_bounds(Exact(rho), x, y)[:2])(x, y), float)
     errors = found.std(axis=1, ddof=1) / np.sqrt(batches)
     return -d / 2 * np.log(1 - rho**2), d * rho**2 / (1 - rho**2), found.mean(axis=1), errors, (x, y)
 
@@ -107,7 +108,7 @@ def test_a_trained_critic_comes_near_the_exact_one(d, rho):
         (rows - pair.mean(axis=0)[None, None, :]) / pair.std(axis=0)[None, None, :]
         for rows, pair in zip(batches, pairs, strict=True)
     ]
-    lower, upper = np.asarray(jax.jit(critic_bounds)(found.critic, *standardised), float).mean(axis=1)
+    lower, upper, _ = np.asarray(jax.jit(critic_bounds)(found.critic, *standardised), float).mean(axis=1)
     assert_within(lower / nce, 1, 0.2 if rho == 0.3 else 0.15, "InfoNCE over the exact critic's")
     assert_within(upper / jeffreys, 1, 0.2, "NCE-CLUB over Jeffreys")
 
@@ -123,6 +124,16 @@ def test_dependent_arrays_have_information_and_others_none():
     assert_at_most(jnp.abs(found.lower[1:]).max(), 0.1, "InfoNCE of nothing")
     np.testing.assert_allclose(found.saturation, np.log(64), rtol=1e-6)
     assert not np.any(found.status)
+    assert np.all(np.isnan(found.classifier))
+
+
+def test_a_classifier_of_pairs_estimates_information():
+    """Its scores are log-ratios of densities less log(n - 1): no ceiling at log n, and no warrant of a bound."""
+    x, y = gaussian_pairs(jr.key(1), 2, np.float32(0.7), 3000)
+    config = dataclasses.replace(SHORT, objective="classifier", training=dataclasses.replace(SHORT.training, steps=300))
+    found = jax.vmap(lambda y: mutual_information(x, y, config, key=jr.key(0)))(jnp.stack([y, y[::-1]]))
+    assert_within(found.classifier[0], 0.673, 0.15, "classifier's estimate, in nats")  # a critic of 300 steps sees less
+    assert_within(found.classifier[1], 0, 0.1, "of none")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from hcl_jax.compiled import compiled
-from hcl_jax.networks.independence import club, two_way_info_nce
+from hcl_jax.networks.independence import classifier_information, classifier_log_likelihood, club, two_way_info_nce
 from hcl_jax.networks.modules import CRITICS, Concatenated, Separable, redrawn
 from hcl_jax.networks.network import check_widths
 from hcl_jax.networks.training import Batch, TrainingConfig, held_out_rows, join_numbers, split_numbers, train_network
@@ -23,16 +23,18 @@ from hcl_jax.views import as_key, centre_and_scale, check_options
 class InformationConfig:
     """How the critic is trained, and of what batches bounds are taken: `training.batch_size` is N.
 
+    objective: the critic learns by InfoNCE ("nce"), or tells true pairs from all others ("classifier", Tsai et al. 2020).
     critic: "separable" or "concatenated"; the second takes N² passes of its network a batch.
     hidden: widths of its hidden layers.
     """
 
     training: TrainingConfig = TrainingConfig(weight_decay=0.0, patience=1000)
+    objective: Literal["nce", "classifier"] = "nce"
     critic: Literal["separable", "concatenated"] = "separable"
     hidden: tuple[int, ...] = (128, 128)
 
     def __post_init__(self) -> None:
-        check_options(self, choices={"critic": tuple(CRITICS)})
+        check_options(self, choices={"objective": ("nce", "classifier"), "critic": tuple(CRITICS)})
         check_widths(self, "hidden", least=1)
         if self.training.held_out == 0:
             raise ValueError(
@@ -52,27 +54,30 @@ class Information(eqx.Module):
     lower_error: Float[Array, ""]
     upper_error: Float[Array, ""]
     """Standard errors over batches; NaN where there is one."""
+    classifier: Float[Array, ""]
+    """The classifier's estimate, no bound; NaN where the critic has learned by InfoNCE."""
     status: Int[Array, ""]
     critic: Separable | Concatenated
     """Of standardised rows."""
 
 
-def nce_loss(
+def critic_loss(
     critic: Separable | Concatenated, batch: Batch, key: Key[Array, ""], config: InformationConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Minus the mean of InfoNCE over both ways to normalise."""
+    """Minus the mean of InfoNCE over both ways to normalise, or minus the classifier's log-likelihood."""
     scores = critic(*batch.views)
-    return -two_way_info_nce(scores), {"upper": club(scores, others_only=True)}
+    gain = two_way_info_nce(scores) if config.objective == "nce" else classifier_log_likelihood(scores)
+    return -gain, {"upper": club(scores, others_only=True)}
 
 
 def critic_bounds(
     critic: Callable[[Array, Array], Array], x: Float[Array, "b n p"], y: Float[Array, "b n q"]
-) -> Float[Array, "2 b"]:
-    """InfoNCE and NCE-CLUB of each of b batches."""
+) -> Float[Array, "3 b"]:
+    """InfoNCE, NCE-CLUB and the classifier's estimate of each of b batches."""
 
     def of(batch: tuple[Array, Array]) -> Array:
         scores = critic(*batch)
-        return jnp.stack([two_way_info_nce(scores), club(scores, others_only=True)])
+        return jnp.stack([two_way_info_nce(scores), club(scores, others_only=True), classifier_information(scores)])
 
     return lax.map(of, (x, y)).T
 
@@ -92,7 +97,7 @@ def mutual_information(x: Any, y: Any, config: InformationConfig = InformationCo
     key = as_key(key, "for the critic's start and its batches")
     static, numbers = split_numbers(config)
     critic, train, held, k_train = _prepare(static, numbers, x, y, key)
-    trained = train_network(nce_loss, static, numbers, critic, train, held, k_train)
+    trained = train_network(critic_loss, static, numbers, critic, train, held, k_train)
     return _bounds(static, trained.model, trained.status, held)
 
 
@@ -120,5 +125,6 @@ def _bounds(static: InformationConfig, critic: Separable | Concatenated, status:
     batches = held.n_rows // size
     x, y = (view[: batches * size].reshape(batches, size, -1) for view in held.views)
     found = critic_bounds(critic, x, y)
-    (lower, upper), (lower_error, upper_error) = found.mean(axis=1), found.std(axis=1, ddof=1) / math.sqrt(batches)
-    return Information(lower, upper, jnp.full_like(lower, math.log(size)), lower_error, upper_error, status, critic)
+    (lower, upper, classifier), (lower_error, upper_error, _) = found.mean(axis=1), found.std(axis=1, ddof=1) / math.sqrt(batches)
+    told = classifier if static.objective == "classifier" else jnp.full_like(classifier, jnp.nan)
+    return Information(lower, upper, jnp.full_like(lower, math.log(size)), lower_error, upper_error, told, status, critic)
