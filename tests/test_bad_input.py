@@ -402,5 +402,6 @@ def test_a_truth_takes_plain_numbers(kind):
 def test_every_public_name_is_in_the_list():
     tried = {case[0].replace(".", ",").partition(",")[0] for case in CASES}
     registries = {"ESTIMATORS", "LATENT_LAWS", "LIMITS", "Estimate"}  # their entries stand below; Estimate is what these return
-    assert {*hcl_jax.__all__} - registries <= tried
+    front_door = {"Decomposition", "fit", "load"}  # tests/test_decomposition.py has their table
+    assert {*hcl_jax.__all__} - registries - front_door <= tried
     assert {*ESTIMATORS, *NAMES, "limits"} <= tried
