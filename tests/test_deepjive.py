@@ -103,6 +103,7 @@ def gradients(elapsed, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_joint_codes_first_learn_as_if_they_were_alone_and_individual_ones_what_is_left():
     early, network, flat = gradients(0.1, gamma=0.0)
     alone = lambda net: sum(
@@ -118,6 +119,7 @@ def test_joint_codes_first_learn_as_if_they_were_alone_and_individual_ones_what_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_explained_penalty_has_no_gradient_in_the_individual_code_and_the_others_have():
     for name, moves in (("ridge", True), ("adversarial", True), ("residual", True), ("explained", False)):
         without, _, _ = gradients(1.0, orthogonality=name, gamma=0.0)

@@ -352,6 +352,7 @@ QUICK = TrainingConfig(steps=300, batch_size=100, learning_rate=3e-3, weight_dec
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_labels_of_unique_information_are_found_where_a_contrast_of_views_loses_them():
     views, y, _ = draw()
     hierarchy, train = Hierarchy.shared_and_private((12, 12), 3, 3), [view[:1000] for view in draw()[0]]
@@ -367,6 +368,7 @@ def test_labels_of_unique_information_are_found_where_a_contrast_of_views_loses_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_upper_bounds_stay_bounded_in_three_thousand_steps():
     views, y, _ = draw()
     training = dataclasses.replace(QUICK, steps=3000, learning_rate=1e-3, schedule="constant", patience=1000)

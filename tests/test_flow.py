@@ -144,6 +144,7 @@ def test_transform_is_by_row_and_takes_absent_views():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_degenerate_features_leave_training_finite():
     """A constant feature, a copy, a sum of others and a binary one, whose likelihood has no bound without jitter."""
     views, z, *_ = drawn("leaky", 0, 1000, hierarchy=TWO)
@@ -157,6 +158,7 @@ def test_degenerate_features_leave_training_finite():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_response_trains_the_head():
     views, z, *_ = drawn("sinh", 0, 300, hierarchy=MIXED)
     y = z[:, 0] - z[:, 1]
@@ -173,6 +175,7 @@ def test_refusals_name_the_argument():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.long
 @pytest.mark.parametrize(("link", "least"), [("leaky", (0.988, 0.982, 0.965)), ("leakyQ", (0.97, 0.955, 0.91))])
 def test_links_that_mix_features_are_learned(link, least):

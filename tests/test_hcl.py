@@ -59,6 +59,7 @@ def views_of(link, n, hierarchy=H, seed=0):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_scores_are_posterior_means_under_the_learned_correlations():
     views, _ = views_of("leaky", 300)
     fitted = hcl.fit(views, H, hcl.HclConfig(training=TrainingConfig(steps=0)), key=jr.key(0))
@@ -161,6 +162,7 @@ def test_training_beats_the_linear_start_on_a_link_that_mixes_features():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("n_classes", [None, 3])
 def test_the_supervised_head_starts_at_a_linear_prediction(n_classes):
     """A fit of no steps predicts as a ridge regression on its encoders' outputs does."""

@@ -201,6 +201,7 @@ def fitted():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_factors_are_recovered_by_their_own_columns():
     """One fit in six mixes what a pair shares with what is private (R² of single structures from .32 to .98, their mean from .62,
     of the response from .947, over six keys), and another processor is like another key: the bounds are on means."""
