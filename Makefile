@@ -12,7 +12,7 @@ help:
 	@echo "make recovery   run the recovery study on its default settings and draw its figures"
 	@echo "make test       all tests that take seconds"
 	@echo "make test-slow  the tests that take minutes: rates, coverage, reference comparisons at size"
-	@echo "make test-long  the benchmarks, at small sizes: before a release"
+	@echo "make test-long  benchmarks at small sizes, long trainings: before a release"
 	@echo "make lint       format check, lint, types, import contract"
 	@echo "make format     let ruff format and repair what it can"
 	@echo "make venv       only create $(VENV) and install into it"
