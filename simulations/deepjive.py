@@ -289,7 +289,8 @@ def measure(fitted: Fitted, case: Case) -> dict[str, float]:
         if isinstance(fitted, NetworkFit) and shared in by:
             one = np.tile(np.arange(len(case.views)) == 0, (len(scores), 1))
             alone = np.asarray(fitted.transform(case.views, one), float)
-            groups[f"{structure_name(shared)} from view 1"] = alone[:, [column == shared for column in of_column]]
+            joint = alone[:, [column == shared for column in of_column]]
+            groups |= {f"{structure_name(shared)} from view 1": joint} if joint.any() else {}  # none where codes are merged
         for name, block in groups.items():
             found |= {f"{metric} {name}": value for metric, value in class_metrics(block, case.classes, n).items()}
     if not case.config.hidden and shared in by:

@@ -195,6 +195,10 @@ def test_failures_are_told():
     assert any("collapse" in word for word in warnings_of(quick(standardise=False, identity_weight=100.0)))
     blurred = warnings_of(quick(gamma=1000.0, orthogonality="residual"))
     assert any("blur" in word or "divergence" in word for word in blurred), blurred
+    calm = quick()
+    jumped = calm.history["reconstruction"].at[-1].set(10 * jnp.nanmin(calm.history["reconstruction"]))
+    jumped = dataclasses.replace(calm, history=calm.history | {"reconstruction": jumped})
+    assert any("divergence" in word for word in warnings_of(jumped))
 
 
 @pytest.mark.slow
