@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators.variational import hcl_vb
-from hcl_jax.selection import generous, select_structures
+from hcl_jax.selection import select_structures
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_matrix, as_views, by_feature, standardise
 
@@ -48,15 +48,13 @@ def fit_truth(views: Any, hierarchy: Hierarchy | None = None, dtype: str = "floa
     views = [np.asarray(view, float) for view in as_views(views).matrices]
     n_samples = len(views[0])
     train = np.random.default_rng(0).permutation(n_samples) >= round(TEST_SHARE * n_samples)
-    fitted = hierarchy or generous([view.shape[1] for view in views], int(train.sum()))
-    if fitted.dims != tuple(view.shape[1] for view in views):
-        raise ValueError(f"views: have {tuple(view.shape[1] for view in views)} features; expected {fitted.dims}")
-    if fitted.n_factors >= train.sum() - 1:
-        raise ValueError(
-            f"rank: makes {fitted.n_factors} factors of {train.sum()} samples; expected fewer than {train.sum() - 1}"
-        )
+    dims, n_train = tuple(view.shape[1] for view in views), int(train.sum())
+    if hierarchy is not None and hierarchy.dims != dims:
+        raise ValueError(f"views: have {dims} features; expected {hierarchy.dims}")
+    if hierarchy is not None and hierarchy.n_factors >= n_train - 1:
+        raise ValueError(f"rank: makes {hierarchy.n_factors} factors of {n_train} samples; expected fewer than {n_train - 1}")
     covariance = _covariance([standardise(view, view) for view in views], dtype)
-    kept = hierarchy or select_structures(covariance, fitted, noise="feature").hierarchy
+    kept = hierarchy or select_structures(covariance, dims=dims, noise="feature").hierarchy
     held_out, independent = _held_out([view[train] for view in views], [view[~train] for view in views], kept, dtype)
     estimate = hcl_vb(covariance, kept)
     loadings, noise = np.asarray(estimate.loadings), float(estimate.noise_variance)

@@ -19,10 +19,9 @@ from hcl_jax.estimators.reduced_patterns import reduced_patterns
 from hcl_jax.estimators.variational import Posterior
 from hcl_jax.fisher import pool
 from hcl_jax.reduced import Moments, ReducedViews, reduced_covariance, reduced_rows
-from hcl_jax.structure import Hierarchy, Structure, as_hierarchy, full_lattice
+from hcl_jax.structure import Hierarchy, Structure, as_hierarchy
 from hcl_jax.views import as_key, as_number, check_count
 
-GENEROUS_RANK = 20
 FLOOR = 0.01
 """Share of a view's variance that a column has to explain to count there."""
 COLUMNS = 32
@@ -46,7 +45,8 @@ class Selection:
     """The structures and ranks that data support."""
 
     hierarchy: Hierarchy
-    offered: Hierarchy
+    offered: Hierarchy | None
+    """None where any structure was."""
     odds: dict[Structure, tuple[float, ...]]
     """Log posterior odds of the columns of every structure that is kept, largest first."""
     variance_explained: dict[tuple[int, Structure], float]
@@ -121,24 +121,6 @@ def found_columns(odds: Evidence, hierarchy: Hierarchy) -> dict[Structure, list[
     return found
 
 
-def generous(dims: Sequence[int], n_samples: int) -> Hierarchy:
-    """The full lattice with more factors than data are likely to have: ranks of 20, or what the features of a view and half the
-    samples allow, one more for each structure in turn as long as they do.
-
-    Raises `ValueError` for fewer than three samples.
-    """
-    check_count(n_samples, "n_samples", 3)
-    lattice = full_lattice(len(dims))
-    ranks, left, used = dict.fromkeys(lattice, 0), list(dims), 0
-    for _ in range(GENEROUS_RANK):
-        for s in lattice:
-            if used < (n_samples - 1) // 2 and all(left[m - 1] > 0 for m in s):
-                ranks[s], used = ranks[s] + 1, used + 1
-                for m in s:
-                    left[m - 1] -= 1
-    return Hierarchy(dims, ranks)
-
-
 class _Column(NamedTuple):
     """A column that is there: the views in which it is, its odds, and the share that it explains of every view."""
 
@@ -193,10 +175,10 @@ def _searched(reduced: ReducedViews, floor: float) -> tuple[Found, list[_Column]
         size *= 2
 
 
-def _as_offered(pattern: Structure, structures: Sequence[Structure]) -> list[Structure]:
-    """The structures that make up for a pattern: itself where it is offered; else the smallest offered one that holds it; else
-    the largest ones in it that together leave the least of it."""
-    if pattern in structures:
+def _as_offered(pattern: Structure, structures: Sequence[Structure] | None) -> list[Structure]:
+    """The structures that make up for a pattern: itself where it is offered, as all are where there is no list; else the smallest
+    offered one that holds it; else the largest ones in it that together leave the least of it."""
+    if structures is None or pattern in structures:
         return [pattern]
     holding = [s for s in structures if set(pattern) <= set(s)]
     if holding:
@@ -227,40 +209,48 @@ def select_structures(
     `offered` lacks it, the smallest offered structure that holds it, or those that make it up.
 
     With `grow` the offered ranks are a beginning: structures get what is found, within what features and samples can tell.
-    Without it they are caps. Without a hierarchy, views of these `dims` are offered what is `generous`. `noise`: variances by
-    view or by feature; one for all is the former, with views that happen to agree. Rows that lack views come as
-    `PatternMoments`, and are completed by what is found. Raises `ValueError` when no column stands
-    out, and for arguments that cannot be.
+    Without it they are caps. Without a hierarchy, views of these `dims` are offered every structure, and none is listed before it
+    is found, so that there may be tens of views. `noise`: variances by view or by feature; one for all is the former, with views
+    that happen to agree. Rows that lack views come as `PatternMoments`, and are completed by what is found. Raises `ValueError`
+    when no column stands out, and for arguments that cannot be.
     """
     as_number(floor, "floor", "a share from 0 to 1", lambda share: 0 <= share < 1)
-    offered = _offer(covariance, offered, dims)
+    sizes = _sizes(covariance, offered, dims)
+    if offered is None and not grow:
+        raise ValueError("grow: is False; expected True, or a hierarchy whose ranks are the caps")
     if isinstance(covariance, PatternMoments):
         reduced, found, present = _searched_by_pattern(covariance, noise, floor)
     else:
-        reduced = reduced_covariance(covariance, offered.dims, noise)
+        reduced = reduced_covariance(covariance, sizes, noise)
         found, present = _searched(reduced, floor)
-    caps = None if grow else dict(offered.ranks)
-    room = min(offered.n_features, int(reduced.moments.nu)) - 1
-    kept, refused = _placed(present, offered, caps, room)
+    structures = None if offered is None else offered.structures
+    caps = None if offered is None or grow else dict(offered.ranks)
+    kept, refused = _placed(present, sizes, structures, caps, min(sum(sizes), int(reduced.moments.nu)) - 1)
     if not kept:
-        raise ValueError(f"covariance: supports none of the {offered.n_factors} columns offered; expected a visible factor")
-    hierarchy = Hierarchy(offered.dims, {s: len(columns) for s, columns in kept.items()})
-    at_cap = {s: s in refused or (caps is not None and hierarchy.rank(s) == caps[s]) for s in offered.structures}
+        n_offered = found.column_odds.shape[0] if offered is None else offered.n_factors
+        raise ValueError(f"covariance: supports none of the {n_offered} columns offered; expected a visible factor")
+    hierarchy = Hierarchy(sizes, {s: len(columns) for s, columns in kept.items()})
+    listed = structures or (*hierarchy.structures, *sorted(refused - set(hierarchy.structures)))
+    at_cap = {s: s in refused or (caps is not None and hierarchy.rank(s) == caps[s]) for s in listed}
     explained = {(m, s): float(sum(c.shares[m - 1] for c in kept[s])) for s in hierarchy.structures for m in s}
     odds = {s: tuple(column.odds for column in kept[s]) for s in hierarchy.structures}
     return Selection(hierarchy, offered, odds, explained, at_cap, int(found.status))
 
 
-def _offer(covariance: Any, offered: Hierarchy | None, dims: Sequence[int] | None) -> Hierarchy:
-    """The hierarchy that is offered. Raises `ValueError` where there is none, and unless the covariance has its features."""
-    sizes = covariance.dims if isinstance(covariance, PatternMoments) else dims
-    if offered is None:
-        if sizes is None:
-            raise ValueError("offered, dims: expected a hierarchy, or the numbers of features of the views")
-        _check_kind(covariance)
-        offered = generous(sizes, int(covariance.n))
-    _check_features(covariance, offered, "offered")
-    return offered
+def _sizes(covariance: Any, offered: Hierarchy | None, dims: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers of features of the views. Raises `ValueError` where nothing says them, and unless they are the covariance's."""
+    if offered is not None:
+        _check_features(covariance, offered, "offered")
+        return offered.dims
+    _check_kind(covariance)
+    known = covariance.dims if isinstance(covariance, PatternMoments) else dims
+    if known is None:
+        raise ValueError("offered, dims: expected a hierarchy, or the numbers of features of the views")
+    for dim in known:
+        check_count(dim, "dims", 1)
+    sizes = tuple(int(dim) for dim in known)
+    _check_sizes(covariance, sizes, "dims")
+    return sizes
 
 
 def _check_kind(covariance: Any) -> None:
@@ -272,7 +262,11 @@ def _check_kind(covariance: Any) -> None:
 def _check_features(covariance: Any, hierarchy: Any, argument: str) -> None:
     """Raise `ValueError` that names the argument unless it is a hierarchy of the covariance's features."""
     _check_kind(covariance)
-    dims = as_hierarchy(hierarchy, argument).dims
+    _check_sizes(covariance, as_hierarchy(hierarchy, argument).dims, argument)
+
+
+def _check_sizes(covariance: Any, dims: tuple[int, ...], argument: str) -> None:
+    """Raise `ValueError` that names the argument unless the covariance is one of views of these sizes."""
     by_view = isinstance(covariance, PatternMoments)
     features = sum(covariance.dims) if by_view else covariance.n_features
     if sum(dims) != features or (by_view and dims != covariance.dims):
@@ -295,14 +289,18 @@ def _searched_by_pattern(moments: PatternMoments, noise: str, floor: float) -> t
 
 
 def _placed(
-    present: list[_Column], offered: Hierarchy, caps: dict[Structure, int] | None, room: int
+    present: list[_Column],
+    dims: Sequence[int],
+    structures: Sequence[Structure] | None,
+    caps: dict[Structure, int] | None,
+    room: int,
 ) -> tuple[dict[Structure, list[_Column]], set[Structure]]:
     """(columns by structure, structures that got fewer than were found), those of the largest odds first: within the caps, the
     features of every view, and `room` columns in all."""
     kept: dict[Structure, list[_Column]] = {}
-    refused, left = set(), dict(enumerate(offered.dims, start=1))
+    refused, left = set(), dict(enumerate(dims, start=1))
     for column in present:
-        for s in _as_offered(column.pattern, offered.structures):
+        for s in _as_offered(column.pattern, structures):
             full = caps is not None and len(kept.get(s, ())) >= caps[s]
             if full or room < 1 or any(left[m] < 1 for m in s):
                 refused.add(s)
