@@ -186,12 +186,11 @@ def choose_hierarchy(read: Views, settings: Settings) -> tuple[Hierarchy, tuple[
     names, ranks = read.names, settings.ranks
     if isinstance(ranks, Mapping):
         return Hierarchy(read.dims, {labelled_structure(s, names, "ranks"): rank for s, rank in ranks.items()}), ()
-    wanted = full_lattice(len(names))
-    if settings.structures != "all":
-        wanted = tuple(labelled_structure(s, names, "structures") for s in settings.structures)
+    listed = settings.structures != "all"
+    wanted = [labelled_structure(s, names, "structures") for s in settings.structures] if listed else []
     if ranks != "auto":
-        return Hierarchy(read.dims, dict.fromkeys(wanted, ranks)), ()
-    offered = None if settings.structures == "all" else Hierarchy(read.dims, dict.fromkeys(wanted, 1))
+        return Hierarchy(read.dims, dict.fromkeys(wanted if listed else full_lattice(len(names)), ranks)), ()
+    offered = Hierarchy(read.dims, dict.fromkeys(wanted, 1)) if listed else None
     selection = select_structures(_covariance(read, settings), offered, dims=read.dims, noise=settings.search_noise(read.dims))
     return selection.hierarchy, tuple(s for s in selection.hierarchy.structures if selection.at_cap[s])
 

@@ -39,9 +39,9 @@ class _Decomposing(BaseEstimator):
         *,
         structures: Any = "all",
         ranks: Any = "auto",
-        method: str = "hcl-vb",
-        noise: str = "view",
-        standardise: bool = True,
+        method: Any = "hcl-vb",
+        noise: Any = "view",
+        standardise: Any = True,
         random_state: Any = None,
     ):
         self.views = views
@@ -52,14 +52,9 @@ class _Decomposing(BaseEstimator):
         self.standardise = standardise
         self.random_state = random_state
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True  # blocks of NaN are views that rows lack
-        return tags
-
     def _views(self, X: Any, *, reset: bool) -> tuple[Views, np.dtype]:
         """The views in the columns of X, which keep the names that a frame gives them, and the precision of X."""
-        least = {"ensure_min_samples": N_FOLDS} if reset else {}
+        least = {"ensure_min_samples": N_FOLDS, "ensure_min_features": 2} if reset else {}
         checked = validate_data(self, X, reset=reset, dtype=FLOATS, ensure_all_finite="allow-nan", **least)
         return read_views(X if hasattr(X, "columns") else checked, views=self.views), checked.dtype
 
@@ -112,6 +107,14 @@ class HCLTransformer(TransformerMixin, _Decomposing):
 
 
 class _Supervised(_Decomposing):
+    def __sklearn_tags__(self) -> Any:
+        """Few factors that the views have need not be those that a response has: a training score may be poor."""
+        tags = super().__sklearn_tags__()
+        for kind in (tags.classifier_tags, tags.regressor_tags):
+            if kind is not None:
+                kind.poor_score = True
+        return tags
+
     def _fit(self, X: Any, y: Any, classes: np.ndarray | None) -> Any:
         """Decompose the rows, and regress y, numbers or the places of their classes, on the scores."""
         read, _ = self._views(X, reset=True)

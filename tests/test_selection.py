@@ -143,8 +143,8 @@ def test_a_view_gets_no_more_columns_than_it_has_features():
 def test_structures_are_found_among_a_thousand_million():
     """Thirty views: a list of all structures, of the larger ones first, would not end, nor get to these."""
     truth = {tuple(range(1, 31)): 1, (2, 9, 17): 2, (4, 5): 1, (30,): 1}
-    views = small_views(hierarchy=Hierarchy((8,) * 30, truth))
-    found = select_structures(covariance_of(views), dims=(8,) * 30, noise="feature")
+    views = small_views(hierarchy=Hierarchy((20,) * 30, truth))
+    found = select_structures(covariance_of(views), dims=(20,) * 30, noise="feature")
     assert dict(found.hierarchy.ranks) == truth
     assert found.offered is None
     assert found.at_cap == dict.fromkeys(truth, False)
@@ -282,19 +282,11 @@ def exact_structures(seed):
 
 @pytest.mark.slow
 def test_twelve_structures_of_ten_views_are_found():
-    """CPU seconds, compilation included, bound what an idle machine needs."""
-    exact, others, seconds = exact_structures(0)
-    assert_at_least(exact, 10, "structures of 12 with their rank")
-    assert_at_most(others, 2, "structures that are not there")
-    assert_at_most(seconds, 120, "CPU seconds")
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_twelve_structures_of_ten_views_are_found_in_five_draws():
-    draws = [exact_structures(seed) for seed in range(5)]
-    assert_at_least(np.mean([exact for exact, _, _ in draws]), 10, "structures of 12 with their rank, mean of 5 draws")
-    assert_at_most(max(seconds for _, _, seconds in draws), 120, "CPU seconds of a draw")
+    """Five draws; CPU seconds, compilation included, bound what an idle machine needs."""
+    exact, others, seconds = np.array([exact_structures(seed) for seed in range(5)]).T
+    assert_at_least(exact.mean(), 10, "structures of 12 with their rank, mean of 5 draws")
+    assert_at_most(others.mean(), 2, "structures that are not there, mean of 5 draws")
+    assert_at_most(seconds.max(), 120, "CPU seconds of a draw")
 
 
 FULL_SIZE = Hierarchy((60, 40, 80), RANKS)

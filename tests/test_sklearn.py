@@ -35,14 +35,14 @@ def estimators(views, structure):
 
 
 @pytest.mark.slow
-@parametrize_with_checks(estimators(None, "data"))
+@parametrize_with_checks(estimators(None, "1"))
 def test_the_contract_of_scikit_learn(estimator, check):
     check(estimator)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@parametrize_with_checks(estimators({"first": Half(False), "second": Half(True)}, "first+second"))
+@parametrize_with_checks(estimators({"first": Half(False), "second": Half(True)}, "12"))
 def test_the_contract_of_scikit_learn_with_two_views(estimator, check):
     check(estimator)
 
