@@ -107,14 +107,6 @@ class HCLTransformer(TransformerMixin, _Decomposing):
 
 
 class _Supervised(_Decomposing):
-    def __sklearn_tags__(self) -> Any:
-        """Few factors that the views have need not be those that a response has: a training score may be poor."""
-        tags = super().__sklearn_tags__()
-        for kind in (tags.classifier_tags, tags.regressor_tags):
-            if kind is not None:
-                kind.poor_score = True
-        return tags
-
     def _fit(self, X: Any, y: Any, classes: np.ndarray | None) -> Any:
         """Decompose the rows, and regress y, numbers or the places of their classes, on the scores."""
         read, _ = self._views(X, reset=True)
@@ -127,6 +119,12 @@ class _Supervised(_Decomposing):
 
 class HCLRegressor(RegressorMixin, _Supervised):
     """Ridge regression of a number on the scores of `HCLTransformer`, its penalty chosen by cross-validation."""
+
+    def __sklearn_tags__(self) -> Any:
+        """Few factors that the views have need not be those that a response has: the score may be poor."""
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True
+        return tags
 
     def fit(self, X: Any, y: Any) -> Any:
         """Decompose the rows, and regress y on their scores."""
@@ -142,6 +140,12 @@ class HCLRegressor(RegressorMixin, _Supervised):
 class HCLClassifier(ClassifierMixin, _Supervised):
     """Multinomial logistic regression of classes on the scores of `HCLTransformer`, its ridge penalty chosen by
     cross-validation."""
+
+    def __sklearn_tags__(self) -> Any:
+        """Few factors that the views have need not be those that a response has: the score may be poor."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True
+        return tags
 
     def fit(self, X: Any, y: Any) -> Any:
         """Decompose the rows, and regress the classes on their scores."""
