@@ -66,7 +66,7 @@ def fig_shares(table: pl.DataFrame) -> Figure:
 @mpl.rc_context(PRINT)
 def fig_parts(table: pl.DataFrame) -> Figure:
     """A panel a method and share: a row a part, a column a structure's factors, R² in the mean; the last column the accuracy."""
-    groups = settings(table, ("method", "share"))
+    groups = sorted(settings(table, ("method", "share")), key=lambda held: place_of(held[0], table))
     columns = min(len(groups), 3)
     size = 0.55 * (1 + table["structures"].item(0).count(",") + 1)
     figure, axes = panels(-(-len(groups) // columns), columns, size + 1.0, size + 0.6)
@@ -78,6 +78,11 @@ def fig_parts(table: pl.DataFrame) -> Figure:
         panel.set_axis_off()
     annotate(figure, table, average="Mean")
     return figure
+
+
+def place_of(setting: dict, table: pl.DataFrame) -> tuple[int, float]:
+    """By method, in the order of every legend, then by share."""
+    return ordered(table["method"]).index(setting["method"]), setting["share"]
 
 
 def draw_parts(axes: Axes, table: pl.DataFrame) -> None:
@@ -93,7 +98,7 @@ def draw_parts(axes: Axes, table: pl.DataFrame) -> None:
     axes.imshow(np.clip(cells, 0, 1), cmap="Greys", vmin=0, vmax=1.4, aspect="auto")
     for (i, j), value in np.ndenumerate(cells):
         if np.isfinite(value):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6)
+            axes.text(j, i, f"{abs(value) if abs(value) < 0.005 else value:.2f}", ha="center", va="center", fontsize=6)
     axes.axvline(len(names) - 0.5, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names) + 1), [*names, "label"])
     axes.set_yticks(range(len(names)), names)
@@ -135,7 +140,7 @@ class Arguments(Destination):
 
 def figures(table: pl.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Every figure that the table can be drawn as, by name."""
-    several = table.filter(pl.col("share").n_unique().over(SETTING) > 1)
+    several = table.filter(pl.col("share").n_unique().over(*SETTING, "method") > 1)
     if len(several):
         yield "factorcl_shares", fig_shares(several)
     with_parts = pl.col("metric").str.starts_with("part_").any().over("cell", "method")
