@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import polars as pl
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from hcl_jax.compiled import bucket
 from hcl_jax.evaluation import corrected_mean
-from hcl_jax.outcomes import Outcome, fit_head, prediction_errors
+from hcl_jax.importance import ImportanceConfig, score_importance
+from hcl_jax.outcomes import Outcome, fit_head, outcome_errors
 from hcl_jax.views import Views, check_count, presence_table
 
 RIDGE_PENALTIES = np.logspace(-3, 3, 13)
@@ -58,15 +60,17 @@ def cross_validate(
             continue
         truth, k_fold = outcome.of_rows(test), jr.fold_in(key, number)
         scores = fitted.score_matrix(held)
-        errors += _rows("hcl_jax", prediction_errors(truth, fitted.head, scores), number)
+        errors += _rows("hcl_jax", outcome_errors(truth, fitted.head, scores), number)
         for rival, n_axes in (("pca", scores.shape[1]), ("features", None)):
             maps = principal_axes(seen, n_axes)
             head = fit_head(maps(seen), known, k_fold, scaled=n_axes is not None)
-            errors += _rows(rival, prediction_errors(truth, head, maps(held)), number)
-        structures += _importance_rows(fitted, truth, scores, number, np.random.default_rng(number))
+            errors += _rows(rival, outcome_errors(truth, head, maps(held)), number)
+        structures += _importance_rows(fitted, truth, scores, number, k_fold)
         of = np.flatnonzero(truth.known)
         predictions += list(zip(test[of].tolist(), fitted.head.predict(scores[of]).tolist(), strict=True))
-    return Evaluation(_summary(errors, 1 / cv), _view_summary(views), _structure_summary(structures), _in_order(predictions))
+    return Evaluation(
+        _summary(errors, 1 / cv), _view_summary(views), _structure_summary(structures, 1 / cv), _in_order(predictions)
+    )
 
 
 def folds_of(n: int, outcome: Outcome | None, cv: int, key: Key[Array, ""]) -> Int[np.ndarray, " n"]:
@@ -176,19 +180,14 @@ class RidgeViews:
         return right @ ((values / (values**2 + best))[:, None] * projected)
 
 
-def _importance_rows(
-    fitted: Any, truth: Outcome, scores: Float[np.ndarray, "n R"], fold: int, generator: np.random.Generator
-) -> list[dict[str, Any]]:
-    whole = next(iter(prediction_errors(truth, fitted.head, scores).values()))
-    found = []
-    for s in fitted.active:
-        columns, drops = np.array([column == s for column in fitted.columns]), []
-        for _ in range(10):
-            changed = scores.copy()
-            changed[:, columns] = scores[generator.permutation(len(scores))][:, columns]
-            drops.append(whole - next(iter(prediction_errors(truth, fitted.head, changed).values())))
-        found.append({"structure": fitted.label(s), "fold": fold, "drop": float(np.mean(drops))})
-    return found
+def _importance_rows(fitted: Any, truth: Outcome, scores: Float[np.ndarray, "n R"], fold: int, key: Key[Array, ""]) -> list[Any]:
+    """By structure, what the first metric of the outcome loses where its scores are permuted."""
+    known, head = truth.known, fitted.head
+    config = ImportanceConfig(metric="r_squared" if truth.classes is None else "accuracy", bootstraps=2)  # folds are the errors
+    predict = lambda changed: head.outputs(changed)[:, 0] if truth.classes is None else head.outputs(changed).argmax(axis=1)
+    table = score_importance(jnp.asarray(scores[known]), fitted.columns, truth.values[known], predict, config, key=key)
+    labels = [fitted.label(s) for s in fitted.active]
+    return [{"structure": s, "fold": fold, "drop": drop} for s, drop in zip(labels, table["drop"], strict=True)]
 
 
 def _summary(rows: list[dict[str, Any]], test_share: float) -> pl.DataFrame:
@@ -214,14 +213,14 @@ def _view_summary(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(found, schema={"view": pl.String, "hcl_jax": pl.Float64, "ridge": pl.Float64})
 
 
-def _structure_summary(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    schema = {"structure": pl.String, "fold": pl.Int64, "drop": pl.Float64}
-    return (
-        pl.DataFrame(rows, schema=schema)
-        .group_by("structure", maintain_order=True)
-        .agg(pl.col("drop").mean(), (pl.col("drop").std() / pl.len().sqrt()).alias("standard_error"), pl.len().alias("n_folds"))
-        .sort("drop", descending=True)
-    )
+def _structure_summary(rows: list[dict[str, Any]], test_share: float) -> pl.DataFrame:
+    found = []
+    for structure in dict.fromkeys(row["structure"] for row in rows):
+        drops = np.array([row["drop"] for row in rows if row["structure"] == structure])
+        mean, error = corrected_mean(drops, test_share)
+        found.append({"structure": structure, "drop": mean, "standard_error": error, "n_folds": len(drops)})
+    schema = {"structure": pl.String, "drop": pl.Float64, "standard_error": pl.Float64, "n_folds": pl.Int64}
+    return pl.DataFrame(found, schema=schema).sort("drop", descending=True)
 
 
 def _in_order(predictions: list[tuple[int, Any]]) -> pl.DataFrame:

@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import polars as pl
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 import hcl_jax
 from hcl_jax.assessment import Evaluation, cross_validate
-from hcl_jax.baselines import BASELINES
+from hcl_jax.baselines import BASELINES, SUPERVISED
 from hcl_jax.compiled import bucket
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
 from hcl_jax.estimators.missing import PatternMoments
-from hcl_jax.explained import ShareIntervals, linear_reading, row_shares, share_intervals
+from hcl_jax.explained import Reading, ShareIntervals, reading_of, row_shares, share_intervals
 from hcl_jax.fisher import NOISE
 from hcl_jax.fitted import Fitted, LinearFit, active_structures, column_structures, fit_estimator, linear_from_state
-from hcl_jax.networks import METHODS, NETWORKS, configuration
+from hcl_jax.networks import BLIND, METHODS, NETWORKS, configuration
 from hcl_jax.networks.links import linked_from_state
 from hcl_jax.networks.network import fit_from_state
 from hcl_jax.npz import read_npz, write_npz
@@ -42,12 +42,13 @@ from hcl_jax.structure import (
     labelled_structure,
     structure_label,
 )
-from hcl_jax.views import Views, as_matrix, check_count, presence_table, standardise
+from hcl_jax.views import Views, as_matrix, check_count, check_options, presence_table, standardise
 
 FORMAT = 1
 """Of saved files."""
 MISSING = ("model", "impute-cells", "complete")
 FEW_FEATURES = 30
+"""Views of fewer have noise by feature in the search for structures."""
 CHANCE = 0.05
 """Shared structures with a larger p-value are called no better than chance."""
 EXPECTED = "a decomposition that was saved by Decomposition.save"
@@ -67,13 +68,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("method", self.method, METHOD_NAMES),
-            ("noise", self.noise, NOISE),
-            ("missing", self.missing, MISSING),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: is {value!r}; expected one of {', '.join(allowed)}")
+        check_options(self, choices={"method": METHOD_NAMES, "noise": NOISE, "missing": MISSING})
         check_count(self.seed, "seed", 0)
         if not isinstance(self.standardise, bool):
             raise ValueError(f"standardise: is {self.standardise!r}; expected True or False")
@@ -153,10 +148,11 @@ def fit(
 
 def decompose(read: Views, settings: Settings, outcome: Outcome | None = None, frames: str = "polars") -> "Decomposition":
     """`fit`, of views and an outcome that have been read."""
+    response = _response(settings.method, outcome)
     hierarchy, at_cap = choose_hierarchy(read, settings)
-    fitted = _fit_method(read, hierarchy, settings, outcome)
+    fitted = _fit_method(read, hierarchy, settings, response, outcome)
     scores = _scores(fitted, read, settings)
-    reading = _reading_of(fitted, read, scores)
+    reading = reading_of(fitted, read, scores)
     head = None if outcome is None else fit_head(scores, outcome, jr.fold_in(settings.key, 1))
     Z, present = reading.standardised(read)
     columns = column_structures(fitted)
@@ -208,18 +204,35 @@ def _covariance(read: Views, settings: Settings) -> SampleCovariance | PatternMo
     return moments.divided_by(jnp.where(variances > 0, jnp.sqrt(variances), jnp.inf))
 
 
-def _fit_method(read: Views, hierarchy: Hierarchy, settings: Settings, outcome: Outcome | None) -> Fitted:
+def _fit_method(
+    read: Views, hierarchy: Hierarchy, settings: Settings, response: Float[np.ndarray, " n"] | None, outcome: Outcome | None
+) -> Fitted:
     method, matrices = settings.method, list(read.matrices)
     if method in ESTIMATORS:
         options = {"noise": settings.noise} if "noise" in inspect.signature(ESTIMATORS[method]).parameters else {}
         return fit_estimator(matrices, hierarchy, method, missing=settings.lacking, scaled=settings.standardise, **options)
-    response = outcome.values if outcome is not None and outcome.known.all() else None
     if method in BASELINES:
         return BASELINES[method](matrices, hierarchy, y=response, key=settings.key)
     config, n_classes = configuration(method), None if outcome is None or outcome.classes is None else len(outcome.classes)
     if response is not None and n_classes is not None and hasattr(config, "n_classes"):
         config, response = dataclasses.replace(config, n_classes=n_classes), response.astype(np.int32)
     return NETWORKS[method](matrices, hierarchy, config=config, y=response, key=settings.key)
+
+
+def _response(method: str, outcome: Outcome | None) -> Float[np.ndarray, " n"] | None:
+    """What a supervised method sees of the outcome. Raises `ValueError` for an outcome that it cannot take."""
+    if outcome is None:
+        if method in SUPERVISED:
+            raise ValueError(f"y: is None; expected an outcome, which {method} is fitted to")
+        return None
+    if method in SUPERVISED and outcome.classes is not None and len(outcome.classes) > 2:
+        raise ValueError(f"y: has {len(outcome.classes)} classes; expected numbers or two classes, as {method} is a regression")
+    if outcome.known.all():
+        return outcome.values
+    if method in SUPERVISED or method in NETWORKS and method not in BLIND:
+        unknown = f"{int((~outcome.known).sum())} of {len(outcome.known)} samples"
+        raise ValueError(f"y: is unknown for {unknown}; expected an outcome for each, as {method} is fitted to it")
+    return None
 
 
 def _scores(fitted: Fitted, read: Views, settings: Settings) -> Float[np.ndarray, "n R"]:
@@ -241,36 +254,6 @@ def _filled_up(read: Views) -> list[np.ndarray]:
     """The views with their last row repeated up to a shared number of rows: no number of samples has its own program."""
     extra = bucket(read.n_samples) - read.n_samples
     return [np.concatenate([matrix, np.repeat(np.asarray(matrix)[-1:], extra, axis=0)]) for matrix in read.matrices]
-
-
-class Reading(NamedTuple):
-    """How scores are read in the features."""
-
-    centre: Float[np.ndarray, " d"]
-    scale: Float[np.ndarray, " d"]
-    """Infinite for features that are constant."""
-    score_means: Float[np.ndarray, " R"]
-    score_variances: Float[np.ndarray, " R"]
-    """Of the factors: 1 where the model says so, else those of the training scores."""
-    loadings: Float[np.ndarray, "d R"]
-    """On standardised features: those of linear methods, and of others the least-squares coefficients of the views."""
-
-    def standardised(self, read: Views) -> tuple[Float[np.ndarray, "n d"], Bool[np.ndarray, "n M"]]:
-        """(rows in these units, 0 where cells are missing; which views each of them has)."""
-        return read.standardised(self.centre, self.scale), presence_table(read)
-
-
-def _reading_of(fitted: Fitted, read: Views, scores: Float[np.ndarray, "n R"]) -> Reading:
-    variances = np.var(scores, axis=0)
-    if isinstance(fitted, LinearFit):
-        if fitted.noise_variance is not None:
-            variances = np.ones_like(variances)
-        centre, scale, loadings = (np.asarray(array, float) for array in (fitted.centre, fitted.scale, fitted.loadings))
-        return Reading(centre, scale, np.zeros(scores.shape[1]), variances, loadings)
-    (centre, scale), means = read.centre_and_scale(), scores.mean(axis=0)
-    empty = Reading(centre, scale, means, variances, np.zeros((0, 0)))
-    Z, present = empty.standardised(read)
-    return empty._replace(loadings=linear_reading(Z, present, scores - means, np.asarray(fitted.membership), read.dims))
 
 
 @dataclass(frozen=True)

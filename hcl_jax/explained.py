@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from hcl_jax.fitted import Fitted, LinearFit
 from hcl_jax.structure import Structure
+from hcl_jax.views import Views, presence_table
 
 
 def linear_reading(
@@ -26,6 +28,37 @@ def linear_reading(
         if len(columns):
             loadings[a:b, columns] = np.linalg.lstsq(scores[np.ix_(rows, columns)], Z[rows, a:b], rcond=None)[0].T
     return loadings
+
+
+class Reading(NamedTuple):
+    """How scores are read in the features."""
+
+    centre: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, " d"]
+    """Infinite for features that are constant."""
+    score_means: Float[np.ndarray, " R"]
+    score_variances: Float[np.ndarray, " R"]
+    """Of the factors: 1 where the model says so, else those of the training scores."""
+    loadings: Float[np.ndarray, "d R"]
+    """On standardised features: those of linear methods, and of others the least-squares coefficients of the views."""
+
+    def standardised(self, read: Views) -> tuple[Float[np.ndarray, "n d"], Bool[np.ndarray, "n M"]]:
+        """(rows in these units, 0 where cells are missing; which views each of them has)."""
+        return read.standardised(self.centre, self.scale), presence_table(read)
+
+
+def reading_of(fitted: Fitted, read: Views, scores: Float[np.ndarray, "n R"]) -> Reading:
+    """How the scores of these training rows are read: by the method's own loadings where it is linear, else by least squares."""
+    variances = np.var(scores, axis=0)
+    if isinstance(fitted, LinearFit):
+        if fitted.noise_variance is not None:
+            variances = np.ones_like(variances)
+        centre, scale, loadings = (np.asarray(array, float) for array in (fitted.centre, fitted.scale, fitted.loadings))
+        return Reading(centre, scale, np.zeros(scores.shape[1]), variances, loadings)
+    (centre, scale), means = read.centre_and_scale(), scores.mean(axis=0)
+    empty = Reading(centre, scale, means, variances, np.zeros((0, 0)))
+    Z, present = empty.standardised(read)
+    return empty._replace(loadings=linear_reading(Z, present, scores - means, np.asarray(fitted.membership), read.dims))
 
 
 class RowShares(NamedTuple):

@@ -25,6 +25,7 @@ TAIL = 2**22  # bytes in which the last line of text is looked for
 
 
 def is_path(value: Any) -> bool:
+    """Whether `read_path` would take it for a file's name."""
     return isinstance(value, (str, os.PathLike))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Array, Float
 
-from hcl_jax.fitted import Fitted, activity, column_structures
+from hcl_jax.fitted import Fitted, active_structures, column_structures
 from hcl_jax.structure import Structure, structure_name
 from hcl_jax.views import as_key, check_count, check_options
 
@@ -63,15 +63,27 @@ def structure_importance(
     rows, the fit and the head as they are: they know nothing of another training sample. Raises `ValueError` that names the
     argument for responses that are not one a row, and a prediction of another shape.
     """
+    return score_importance(fitted.transform(views), column_structures(fitted), y, predict, config, key=key)
+
+
+def score_importance(
+    scores: Float[Array, "n R"],
+    by_column: tuple[Structure, ...],
+    y: Any,
+    predict: Head,
+    config: ImportanceConfig = ImportanceConfig(),
+    *,
+    key: Any,
+) -> pl.DataFrame:
+    """The same for scores that are there, of columns that belong to these structures (() where they are unused)."""
     key = as_key(key, "for the permutations and the bootstrap")
-    scores = fitted.transform(views)
     n = scores.shape[0]
     check_count(n, "views", 2)
     response = np.asarray(y)
     if response.shape != (n,):
         raise ValueError(f"y: has shape {response.shape}; expected ({n},), one value for each row")
     k_permute, k_bootstrap = jr.split(key)
-    structures, by_column = list(activity(fitted)), column_structures(fitted)
+    structures = list(active_structures(by_column))
     whole = _losses(predict(scores), response, config.metric)
     without = []
     for i, s in enumerate(structures):

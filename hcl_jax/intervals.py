@@ -93,6 +93,7 @@ def check_level(level: Any) -> None:
 
 
 def normal_quantile(probability: float, dtype: Any) -> Float[Array, ""]:
+    """Of N(0, 1)."""
     return jax.scipy.special.ndtri(jnp.asarray(probability, dtype))
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
+from scipy.special import log_softmax, softmax
 
 from hcl_jax.compiled import bucket
+from hcl_jax.frames import index_names
 from hcl_jax.prediction.classification import softmax_regression
 from hcl_jax.prediction.regression import FoldMoments, ridge
 from hcl_jax.views import real_numbers
@@ -40,7 +42,7 @@ def as_outcome(y: Any, n: int, samples: Sequence[Any] | None = None) -> Outcome:
     """Floating-point numbers are a regression's, and anything else classes: whole numbers, booleans, text.
 
     A pandas series whose index names samples, and a dictionary, are brought into the order of the `samples`; samples that they
-    lack, and None or NaN, have an unknown outcome. Raises `ValueError` for other shapes, infinite numbers, fewer than two known
+    lack, and None or NaN, have an unknown outcome. Raises `ValueError` for other shapes, infinite numbers, fewer than five known
     values, one class only, a class that occurs once, and more than 50 of them.
     """
     if y is None:
@@ -48,8 +50,8 @@ def as_outcome(y: Any, n: int, samples: Sequence[Any] | None = None) -> Outcome:
     name = str(getattr(y, "name", None) or "y")
     listed = _in_order(y, n, samples)
     known = np.array([not (value is None or value != value or type(value).__name__ in ("NAType", "NaTType")) for value in listed])
-    if known.sum() < 2:
-        raise ValueError(f"y: has {known.sum()} known values of {n}; expected at least 2")
+    if known.sum() < N_FOLDS:
+        raise ValueError(f"y: has {known.sum()} known values of {n}; expected at least {N_FOLDS}")
     present = [value for value, is_known in zip(listed, known, strict=True) if is_known]
     values = np.zeros(n)
     if all(isinstance(value, (float, np.floating)) for value in present):
@@ -79,8 +81,9 @@ def as_outcome(y: Any, n: int, samples: Sequence[Any] | None = None) -> Outcome:
 
 def _in_order(y: Any, n: int, samples: Sequence[Any] | None) -> list[Any]:
     """The values in the order of the samples, None where there is none."""
-    if hasattr(y, "index") and hasattr(y, "iloc") and samples is not None and not _is_default(y.index):
-        y = dict(zip(y.index, y, strict=True))
+    index = index_names(y.index) if samples is not None and hasattr(y, "iloc") else None
+    if index is not None:
+        y = dict(zip(index, y, strict=True))
     if isinstance(y, Mapping):
         if samples is None:
             raise ValueError("y: is by name of sample, which the views do not have; expected one value for each row")
@@ -94,10 +97,6 @@ def _in_order(y: Any, n: int, samples: Sequence[Any] | None) -> list[Any]:
         shape = np.shape(np.asarray(y, object))
         raise ValueError(f"y: has shape {shape}; expected ({n},), one value for each sample")
     return values
-
-
-def _is_default(index: Any) -> bool:
-    return type(index).__name__ == "RangeIndex" and index.start == 0 and index.step == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +123,7 @@ class Head:
         """Of every class. Raises `ValueError` where the outcome is a number."""
         if self.classes is None:
             raise ValueError("head: predicts a number; expected classes for probabilities")
-        outputs = self.outputs(scores)
-        raised = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return raised / raised.sum(axis=1, keepdims=True)
+        return softmax(self.outputs(scores), axis=1)
 
 
 def fit_head(scores: Any, outcome: Outcome, key: Key[Array, ""], *, scaled: bool = True) -> Head:
@@ -158,7 +155,7 @@ def fit_head(scores: Any, outcome: Outcome, key: Key[Array, ""], *, scaled: bool
     return Head(coefficients, intercept - centre @ coefficients, outcome.classes)
 
 
-def prediction_errors(outcome: Outcome, head: Head, scores: Any) -> dict[str, float]:
+def outcome_errors(outcome: Outcome, head: Head, scores: Any) -> dict[str, float]:
     """Of the rows whose outcome is known: `accuracy`, `balanced_accuracy` and `log_loss` (nats) of classes; `r_squared`, about
     their mean, and `rmse` of numbers."""
     truth, outputs = outcome.values[outcome.known], head.outputs(np.asarray(scores)[outcome.known])
@@ -167,10 +164,8 @@ def prediction_errors(outcome: Outcome, head: Head, scores: Any) -> dict[str, fl
         return {"r_squared": float(1 - squares / spread) if spread > 0 else float("nan"), "rmse": float(np.sqrt(squares))}
     labels = truth.astype(int)
     right = outputs.argmax(axis=1) == labels
-    largest = outputs.max(axis=1)
-    log_total = largest + np.log(np.exp(outputs - largest[:, None]).sum(axis=1))
     return {
         "accuracy": float(right.mean()),
         "balanced_accuracy": float(np.mean([right[labels == c].mean() for c in np.unique(labels)])),
-        "log_loss": float(np.mean(log_total - outputs[np.arange(len(labels)), labels])),
+        "log_loss": float(-np.mean(log_softmax(outputs, axis=1)[np.arange(len(labels)), labels])),
     }

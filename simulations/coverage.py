@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import polars as pl
-import tyro
 from jaxtyping import Array
 from tqdm import tqdm
 
 from hcl_jax import Hierarchy, Truth, sample_loadings, sample_wishart_covariance
-from hcl_jax.experiments import configure
+from hcl_jax.experiments.command_line import run_table
 from hcl_jax.experiments.methods import estimator
 from hcl_jax.intervals import STATUS_TEXT, VALID, Interval, block_norm_intervals, gram_intervals
 from hcl_jax.structure import Structure, as_structure, structure_name
@@ -218,21 +217,5 @@ def check(study: Study) -> None:
     study.output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
-    study = tyro.cli(Study, description=__doc__)
-    try:
-        check(study)
-        configure("float64", devices=1)
-        table = run(study)
-        table.write_parquet(study.output)
-    except (ValueError, OSError) as error:
-        print(f"coverage.py: error: {error}", file=sys.stderr)
-        return 2
-    with pl.Config(tbl_cols=-1, tbl_width_chars=200, tbl_rows=-1, float_precision=3, tbl_hide_dataframe_shape=True):
-        print(summarise(table))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_table("coverage.py", Study, __doc__, check=check, run=run, summary=summarise))

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import tyro
 from tqdm import tqdm
 
 from hcl_jax import Hierarchy, SampleCovariance
-from hcl_jax.experiments import configure
+from hcl_jax.experiments.command_line import run_table
 from hcl_jax.fisher import check_noise
 from hcl_jax.selection import FLOOR, select_structures
 from hcl_jax.structure import as_structure
@@ -101,22 +100,10 @@ def check(study: Study) -> None:
     study.output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
-    study = tyro.cli(Study, description=__doc__)
-    try:
-        check(study)
-        configure("float64", devices=1)
-        table = run(study)
-        table.write_parquet(study.output)
-    except (ValueError, OSError) as error:
-        print(f"power.py: error: {error}", file=sys.stderr)
-        return 2
-    means = table.group_by("n", "strength", maintain_order=True).agg(pl.col("share", "found", "exact", "factors").mean())
-    with pl.Config(tbl_cols=-1, tbl_width_chars=120, tbl_rows=-1, float_precision=3):
-        print(means)
-    return 0
+def summarise(table: pl.DataFrame) -> pl.DataFrame:
+    """Means over draws."""
+    return table.group_by("n", "strength", maintain_order=True).agg(pl.col("share", "found", "exact", "factors").mean())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_table("power.py", Study, __doc__, check=check, run=run, summary=summarise))

@@ -20,14 +20,13 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import polars as pl
-import tyro
 from jaxtyping import Array
 from tqdm import tqdm
 
 from hcl_jax import LIMITS, Hierarchy, Truth, sample_loadings, sample_wishart_covariance
 from hcl_jax.compiled import compiler_options
 from hcl_jax.estimators.variational import fit_posterior
-from hcl_jax.experiments import configure
+from hcl_jax.experiments.command_line import run_table
 from hcl_jax.fisher import check_noise, spread
 from hcl_jax.model import sample_normal_loadings
 from hcl_jax.selection import evidence, found_columns
@@ -115,25 +114,13 @@ def check(study: Study) -> None:
     study.output.parent.mkdir(parents=True, exist_ok=True)
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
-    study = tyro.cli(Study, description=__doc__)
-    try:
-        check(study)
-        configure("float64", devices=1)
-        table = run(study)
-        table.write_parquet(study.output)
-    except (ValueError, OSError) as error:
-        print(f"ranks.py: error: {error}", file=sys.stderr)
-        return 2
-    means = table.group_by("noise_variance", "n", maintain_order=True).agg(
+def summarise(table: pl.DataFrame) -> pl.DataFrame:
+    """Means over draws."""
+    return table.group_by("noise_variance", "n", maintain_order=True).agg(
         pl.col("exact", "visible", "found_factors", "true_factors").mean(),
         pl.selectors.starts_with("found_").exclude("found_factors").mean(),
     )
-    with pl.Config(tbl_cols=-1, tbl_width_chars=160, tbl_rows=-1, float_precision=2):
-        print(means)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_table("ranks.py", Study, __doc__, check=check, run=run, summary=summarise))

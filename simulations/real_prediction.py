@@ -41,12 +41,11 @@ from tqdm import tqdm
 
 import hcl_jax
 from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
-from hcl_jax.baselines import BASELINES, ajive, jive, sjive
+from hcl_jax.baselines import BASELINES, SUPERVISED, ajive, jive, sjive
 from hcl_jax.compiled import compiler_options
 from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import OutputError, configure
 from hcl_jax.experiments.command_line import check_list, error_line, make_hierarchy, parse
-from hcl_jax.experiments.downstream import SUPERVISED
 from hcl_jax.experiments.factorcl import UNTRAINED, VARIANTS, contrast_config
 from hcl_jax.experiments.methods import check_methods, estimator, is_estimator
 from hcl_jax.experiments.store import write_bytes

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from hcl_jax import Hierarchy
-from hcl_jax.baselines import BASELINES
+from hcl_jax.baselines import BASELINES, SUPERVISED
 from hcl_jax.fitted import activity, column_structures, variance_explained
 
 HIERARCHY = Hierarchy((6, 5, 4), {(1, 2, 3): 1, (1, 2): 1, (1,): 1, (3,): 1})
-SUPERVISED = {"sjive", "sjive-permutation", "mmfl", "mmfl-cv"}
 
 
 def make_views(n=45, seed=0, scale=(1.0, 30.0, 0.01)):

@@ -222,9 +222,9 @@ def test_cross_validation_fits_everything_again():
 
 
 BAD = [
-    ({"method": "pca"}, "method: is 'pca'; expected one of hcl-vb, "),
-    ({"noise": "rows"}, "noise: is 'rows'; expected one of "),
-    ({"missing": "drop"}, "missing: is 'drop'; expected one of model, impute-cells, complete"),
+    ({"method": "pca"}, "method: is 'pca'; expected 'hcl-vb', "),
+    ({"noise": "rows"}, "noise: is 'rows'; expected '"),
+    ({"missing": "drop"}, "missing: is 'drop'; expected 'model', 'impute-cells' or 'complete'"),
     ({"seed": -1}, "seed: is -1"),
     ({"structures": "rna"}, "structures: is 'rna'; expected 'all', or a list such as ['rna']"),
     ({"structures": ["rna+protein"]}, "structures: is 'rna+protein'; expected views joined by +, of rna, meth, mirna"),
@@ -236,9 +236,15 @@ BAD = [
     ({"y": ["a"] * N}, "y: all samples are of class 'a'; expected at least two classes"),
     ({"y": ["a"] * (N - 1) + ["b"]}, "y: has one sample of class 'b'; expected at least two of each"),
     ({"y": list(range(N))}, "y: has 120 classes; expected at most 50, or floating-point numbers"),
-    ({"y": np.full(N, np.nan)}, "y: has 0 known values of 120; expected at least 2"),
+    ({"y": np.full(N, np.nan)}, "y: has 0 known values of 120; expected at least 5"),
     ({"y": np.r_[np.inf, np.ones(N - 1)]}, "y: holds infinite values in 1 of 120 samples"),
     ({"y": {"someone": 1.0}}, "y: names none of the samples; expected names such as 'patient 0'"),
+    ({"method": "sjive"}, "y: is None; expected an outcome, which sjive is fitted to"),
+    ({"method": "mmfl", "y": list("abc") * 40}, "y: has 3 classes; expected numbers or two classes, as mmfl is a regression"),
+    (
+        {"method": "misa", "y": np.r_[np.nan, np.arange(N - 1.0)]},
+        "y: is unknown for 1 of 120 samples; expected an outcome for each",
+    ),
     ({"y": [1j] * N}, "y: holds complex; expected floating-point numbers, or classes"),
 ]
 

@@ -49,4 +49,7 @@ the rule behind the dash, which chooses ranks, or the weights of the response in
 where noise is alike in all of them. HNN chooses its penalties by bi-cross-validation: the smallest rank within a standard error
 of the least error, as its paper does, or the least error."""
 
-__all__ = ["BASELINES", "LinearFit"]
+SUPERVISED = tuple(name for name in BASELINES if name.startswith(("sjive", "mmfl")))
+"""Entries that are fitted to a response too."""
+
+__all__ = ["BASELINES", "SUPERVISED", "LinearFit"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import jax
+import polars as pl
 import tyro
 
 import hcl_jax
@@ -202,6 +203,31 @@ def run_command(
             f"{program}: stopped by {name}; what was computed is kept, and the same command goes on from there", file=sys.stderr
         )
         return 128 + stopped_by
+    return 0
+
+
+def run_table(
+    program: str,
+    options: type,
+    description: str | None,
+    *,
+    check: Callable[[Any], None],
+    run: Callable[[Any], pl.DataFrame],
+    summary: Callable[[pl.DataFrame], pl.DataFrame],
+) -> int:
+    """The command line of a study that computes one table on one device, in double precision, writes it to `output` of its
+    options, and prints its summary; returns the exit code: 2, after one line that names the argument, on bad input."""
+    study: Any = tyro.cli(options, description=description)
+    try:
+        check(study)
+        configure("float64", devices=1)
+        table = run(study)
+        table.write_parquet(study.output)
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    with pl.Config(tbl_cols=-1, tbl_width_chars=200, tbl_rows=-1, float_precision=3, tbl_hide_dataframe_shape=True):
+        print(summary(table))
     return 0
 
 

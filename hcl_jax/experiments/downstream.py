@@ -17,7 +17,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from hcl_jax.baselines import BASELINES
+from hcl_jax.baselines import BASELINES, SUPERVISED
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.estimators import ESTIMATORS
 from hcl_jax.estimators.estimate import Estimate
@@ -42,7 +42,7 @@ from hcl_jax.model import (
     sample_rows_given_covariance,
     sample_wishart_covariance,
 )
-from hcl_jax.networks import NETWORKS
+from hcl_jax.networks import BLIND, NETWORKS
 from hcl_jax.prediction import (
     FoldMoments,
     Regression,
@@ -275,14 +275,8 @@ SCORE_REGRESSIONS: dict[str, Callable[[FoldMoments], Regression]] = {"least-squa
 """Regressions on the scores of any other representation. Supervised ones may also predict on their OWN."""
 
 
-SUPERVISED = tuple(name for name in BASELINES if name.startswith(("sjive", "mmfl")))
-"""Representations that see the response."""
-
-
 SUPERVISIONS = {OWN: "joint", TUNED: "tuned"}
 """How a network whose own prediction is asked for has seen the responses; any other has not."""
-BLIND = ("hcl-copula", "hcl-flow")
-"""Entries of `NETWORKS` that take no response."""
 
 
 def split_method(method: str) -> tuple[str, str]:

@@ -39,6 +39,9 @@ NETWORKS: dict[str, Callable[..., Fitted]] = {
 }
 """`NETWORKS[name](views, hierarchy, *, y=None, key)`: the repaired methods, and behind the dash their published variants."""
 
+BLIND = ("hcl-copula", "hcl-flow")
+"""Entries that take no response."""
+
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD for module in (hcl, links, hcl_released, misa, convirt, deepjive, dlf, factorcl, tsd)
 }
@@ -54,4 +57,4 @@ def load(path: Path | str) -> NetworkFit:
     return load_fit(path, METHODS)
 
 
-__all__ = ["NETWORKS", "NetworkConfig", "NetworkFit", "TrainingConfig", "configuration", "load"]
+__all__ = ["BLIND", "NETWORKS", "NetworkConfig", "NetworkFit", "TrainingConfig", "configuration", "load"]

@@ -305,6 +305,7 @@ def loss(
 
 
 def total(terms: list[Float[Array, ""]], dtype: Any) -> Float[Array, ""]:
+    """The sum of the terms of a loss, of which there may be none."""
     return jnp.stack(terms).sum() if terms else jnp.zeros((), dtype)
 
 

@@ -26,10 +26,12 @@ def printable(text: str) -> str:
 
 
 def percent(value: float | None) -> str:
+    """A share, such as 12.3 %."""
     return ABSENT if value is None or math.isnan(value) else f"{100 * value:.1f} %".replace("-", "−")
 
 
 def number(value: float | None, digits: int = 3) -> str:
+    """To so many significant digits."""
     if value is None or math.isnan(value):
         return ABSENT
     return f"{value:#.{digits}g}".rstrip(".").replace("-", "−")
@@ -123,4 +125,5 @@ def _rivals(prediction: Prediction) -> list[str]:
 
 
 def counted(n: int, noun: str) -> str:
+    """Such as 1 sample, 347 samples."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}".replace(",", "\u202f")
