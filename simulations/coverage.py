@@ -217,5 +217,10 @@ def check(study: Study) -> None:
     study.output.parent.mkdir(parents=True, exist_ok=True)
 
 
+def main() -> int:
+    """The command line; returns the exit code."""
+    return run_table("coverage.py", Study, __doc__, check=check, run=run, summary=summarise)
+
+
 if __name__ == "__main__":
-    sys.exit(run_table("coverage.py", Study, __doc__, check=check, run=run, summary=summarise))
+    sys.exit(main())

@@ -105,5 +105,10 @@ def summarise(table: pl.DataFrame) -> pl.DataFrame:
     return table.group_by("n", "strength", maintain_order=True).agg(pl.col("share", "found", "exact", "factors").mean())
 
 
+def main() -> int:
+    """The command line; returns the exit code."""
+    return run_table("power.py", Study, __doc__, check=check, run=run, summary=summarise)
+
+
 if __name__ == "__main__":
-    sys.exit(run_table("power.py", Study, __doc__, check=check, run=run, summary=summarise))
+    sys.exit(main())

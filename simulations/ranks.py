@@ -122,5 +122,10 @@ def summarise(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def main() -> int:
+    """The command line; returns the exit code."""
+    return run_table("ranks.py", Study, __doc__, check=check, run=run, summary=summarise)
+
+
 if __name__ == "__main__":
-    sys.exit(run_table("ranks.py", Study, __doc__, check=check, run=run, summary=summarise))
+    sys.exit(main())
