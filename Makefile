@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS ?= results/recovery
 
-.PHONY: help venv recovery test test-slow test-long lint format
+.PHONY: help venv recovery test test-slow test-long lint format docs
 
 help:
 	@echo "make recovery   run the recovery study on its default settings and draw its figures"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-long  benchmarks at small sizes, long trainings: before a release"
 	@echo "make lint       format check, lint, types, import contract"
 	@echo "make format     let ruff format and repair what it can"
+	@echo "make docs       build the documentation, site/index.html"
 	@echo "make venv       only create $(VENV) and install into it"
 
 venv: $(STAMP)
@@ -47,3 +48,6 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -119,17 +119,19 @@ def fit(
 ) -> "Decomposition":
     """The decomposition of several views of the same samples into factors that all, some, or single views share.
 
-    data, views, join: whatever `read_views` reads: a dictionary of frames or arrays by name, files, MuData, one matrix with its
-    `views`; samples are joined by name.
-    y: an outcome to predict from the scores, `as_outcome`; unsupervised methods do not see it.
-    structures: "all" subsets of the views, or those to consider, such as ["mrna+meth", "mirna"].
-    ranks: "auto", those that the data support (`select_structures`); one number for all structures; or a dictionary by structure.
-    method: a name in `ESTIMATORS`, `BASELINES` or `NETWORKS`.
-    noise: what has a noise variance of its own, a "view", a "feature", or none ("shared"), of methods that know the difference.
-    standardise: whether features are brought to variance 1; published decompositions and networks have their own way.
-    missing: rows that lack views count for those that they have ("model"), or are left out ("complete"); "impute-cells" also
-    takes single cells that are missing (`hcl-ml`).
-    seed: of whatever is random.
+    - data, views, join: whatever `read_views` reads: a dictionary of frames or arrays by name, files, MuData, one matrix
+      with its `views`; samples are joined by name.
+    - y: an outcome to predict from the scores, `as_outcome`; unsupervised methods do not see it.
+    - structures: "all" subsets of the views, or those to consider, such as ["mrna+meth", "mirna"].
+    - ranks: "auto", those that the data support (`select_structures`); one number for all structures; or a dictionary by
+      structure.
+    - method: a name in `ESTIMATORS`, `BASELINES` or `NETWORKS`.
+    - noise: what has a noise variance of its own, a "view", a "feature", or none ("shared"), of methods that know the
+      difference.
+    - standardise: whether features are brought to variance 1; published decompositions and networks have their own way.
+    - missing: rows that lack views count for those that they have ("model"), or are left out ("complete"); "impute-cells"
+      also takes single cells that are missing (`hcl-ml`).
+    - seed: of whatever is random.
 
     Raises `ValueError` that names the argument for whatever cannot be read or fitted.
     """
