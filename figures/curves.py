@@ -78,6 +78,7 @@ def draw_curves(
             label=f"{style.label}  {slope}" if slope else style.label,
             color=style.colour,
             marker=style.marker,
+            markerfacecolor="white" if style.hollow else style.colour,
             linestyle=style.line,
             zorder=3 if style.marker == "" else 2,
         )

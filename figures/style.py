@@ -29,6 +29,8 @@ class MethodStyle:
     marker: str = ""
     line: Any = "-"
     """A line style of matplotlib."""
+    hollow: bool = False
+    """Whether markers are drawn as outlines: a network's own prediction, beside a regression on its scores."""
 
 
 # Paul Tol's muted scheme, which colour-blind readers can tell apart, with greys for the methods that know no hierarchy
@@ -93,8 +95,10 @@ REGRESSIONS = {
     "debiased-group-adaptive": ("debiased adaptive group lasso", (0, (6, 2))),
     "ridge": ("", None),
     "own": ("own prediction", ":"),
+    "tuned": ("own prediction, tuned", (0, (1, 2))),
 }
 """Of REPRESENTATION+REGRESSION: what a label adds, and the line that takes the place of the representation's."""
+OWN = ("own", "tuned")
 
 NOISES = {
     "shared": ("one noise variance", (0, (2, 2))),
@@ -167,7 +171,7 @@ def method_style(method: str) -> MethodStyle:
     rule = representation.removeprefix(known).strip("-")
     kind, dashes = NOISES.get(noise or "", (noise, None))
     label = ", ".join(filter(None, [style.label, rule, kind, addition]))
-    return MethodStyle(label, style.colour, style.marker, line or dashes or style.line)
+    return MethodStyle(label, style.colour, style.marker, line or dashes or style.line, regression in OWN)
 
 
 REGRESSION_LOOKS = {
