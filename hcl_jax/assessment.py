@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from hcl_jax.compiled import bucket
 from hcl_jax.evaluation import corrected_mean
-from hcl_jax.importance import ImportanceConfig, score_importance
-from hcl_jax.outcomes import Outcome, fit_head, outcome_errors
+from hcl_jax.heads import fit_head, outcome_errors
+from hcl_jax.importance import ImportanceConfig, score_drops
+from hcl_jax.outcomes import Outcome
 from hcl_jax.views import Views, check_count, presence_table
 
 RIDGE_PENALTIES = np.logspace(-3, 3, 13)
@@ -74,17 +75,41 @@ def cross_validate(
 
 
 def folds_of(n: int, outcome: Outcome | None, cv: int, key: Key[Array, ""]) -> Int[np.ndarray, " n"]:
-    """The fold of every row, nearly equal in size, and in the share of every class. Raises `ValueError` for fewer rows than
-    folds."""
+    """The fold of every row, nearly equal in size, and in the share of every class, or of events; the rows of a subject are in
+    one. Raises `ValueError` for more folds than half of the rows, than events, and than subjects."""
     if cv > n // 2:
         raise ValueError(f"cv: is {cv}, of {n} samples; expected at most half as many folds")
+    if outcome is not None and outcome.subjects is not None:
+        return _folds_of_subjects(outcome.subjects, cv, key)
     order = np.asarray(jr.permutation(key, n))
-    if outcome is not None and outcome.classes is not None:
-        label = np.where(outcome.known, outcome.values, -1)
-        order = order[np.argsort(label[order], kind="stable")]
+    label = None
+    if outcome is not None and outcome.events is not None:
+        label = outcome.events
+        if cv > label.sum():
+            raise ValueError(f"cv: is {cv}, of {label.sum()} events; expected at most as many folds")
+    elif outcome is not None and outcome.classes is not None:
+        label = outcome.values
+    if outcome is not None and label is not None:
+        order = order[np.argsort(np.where(outcome.known, label, -1)[order], kind="stable")]
     fold = np.empty(n, int)
     fold[order] = np.arange(n) % cv
     return fold
+
+
+def _folds_of_subjects(subjects: Int[np.ndarray, " n"], cv: int, key: Key[Array, ""]) -> Int[np.ndarray, " n"]:
+    """The fold of every row by its subject, those with most rows first, each to the fold that has least; rows without one are
+    each one of their own."""
+    unknown = subjects < 0
+    whose = np.where(unknown, subjects.max() + np.cumsum(unknown), subjects)
+    counts = np.bincount(whose)
+    if cv > len(counts):
+        raise ValueError(f"cv: is {cv}, of {len(counts)} subjects; expected at most as many folds")
+    order = np.asarray(jr.permutation(key, len(counts)))
+    fold, size = np.empty(len(counts), int), np.zeros(cv)
+    for subject in order[np.argsort(-counts[order], kind="stable")]:
+        fold[subject] = size.argmin()
+        size[fold[subject]] += counts[subject]
+    return fold[whose]
 
 
 def principal_axes(read: Views, n_axes: int | None) -> Callable[[Views], Float[np.ndarray, "n r"]]:
@@ -182,12 +207,10 @@ class RidgeViews:
 
 def _importance_rows(fitted: Any, truth: Outcome, scores: Float[np.ndarray, "n R"], fold: int, key: Key[Array, ""]) -> list[Any]:
     """By structure, what the first metric of the outcome loses where its scores are permuted."""
-    known, head = truth.known, fitted.head
-    config = ImportanceConfig(metric="r_squared" if truth.classes is None else "accuracy", bootstraps=2)  # folds are the errors
-    predict = lambda changed: head.outputs(changed)[:, 0] if truth.classes is None else head.outputs(changed).argmax(axis=1)
-    table = score_importance(jnp.asarray(scores[known]), fitted.columns, truth.values[known], predict, config, key=key)
-    labels = [fitted.label(s) for s in fitted.active]
-    return [{"structure": s, "fold": fold, "drop": drop} for s, drop in zip(labels, table["drop"], strict=True)]
+    known = truth.of_rows(truth.known)
+    first = lambda changed: next(iter(outcome_errors(known, fitted.head, changed).values()))
+    drops = score_drops(jnp.asarray(scores[truth.known]), fitted.columns, first, ImportanceConfig(), key=key)
+    return [{"structure": fitted.label(s), "fold": fold, "drop": drop} for s, drop in drops.items()]
 
 
 def _summary(rows: list[dict[str, Any]], test_share: float) -> pl.DataFrame:

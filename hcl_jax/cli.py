@@ -13,6 +13,7 @@ import tyro
 
 from hcl_jax.decomposition import Decomposition, fit, load
 from hcl_jax.experiments.runtime import enable_compilation_cache
+from hcl_jax.outcomes import repeated, survival
 from hcl_jax.problems import problems
 from hcl_jax.reading import read_views
 from hcl_jax.views import UNREADABLE
@@ -68,6 +69,11 @@ class Fit:
     """A file of outcomes, .csv, .tsv or .parquet, samples in its first column."""
     column: str | None = None
     """The outcome's column, where the file has several. Floating-point numbers are a regression's, all else classes."""
+    event: str | None = None
+    """A column of the file that makes the outcome survival times: true (or 1) where the time ends with the event, false (or 0)
+    where the sample was last seen without it."""
+    subject: str | None = None
+    """A column of the file that makes the outcome repeated measurements: whom each sample is of."""
     structures: tuple[str, ...] = ()
     """Those to consider, such as mrna+meth mirna. None given: all."""
     rank: int | None = None
@@ -85,7 +91,7 @@ class Fit:
 
     def run(self) -> None:
         _check_folder(self.output, "output")
-        y = None if self.outcome is None else read_outcome(self.outcome, self.column)
+        y = self._outcome()
         fitted = fit(
             _as_data(self.files),
             y=y,
@@ -101,6 +107,21 @@ class Fit:
         print(f"saved to {self.output}")
         if self.report is not None:
             _report(fitted, self.report)
+
+    def _outcome(self) -> Any:
+        """What `fit` takes as `y`. Raises `ValueError` for options that do not go together."""
+        if self.event is not None and self.subject is not None:
+            raise ValueError("event: is given, and subject too; expected one of them")
+        if self.outcome is None:
+            for name in ("column", "event", "subject"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: is given without a file; expected --outcome, whose column it names")
+            return None
+        beside = self.event or self.subject
+        values = read_outcome(self.outcome, self.column, () if beside is None else (beside,))
+        if self.event is not None:
+            return survival(values, read_outcome(self.outcome, self.event))
+        return values if self.subject is None else repeated(values, read_outcome(self.outcome, self.subject))
 
 
 def _report(fitted: Decomposition, path: Path) -> None:
@@ -166,7 +187,8 @@ class Transform:
 
 @dataclass(frozen=True)
 class Predict:
-    """The outcome that is expected of samples, by a saved decomposition that was given one."""
+    """The outcome that is expected of samples, by a saved decomposition that was given one: of survival times the log hazard
+    ratio to a sample with mean scores."""
 
     decomposition: File
     """As `hcl fit --outcome` saved it."""
@@ -179,7 +201,10 @@ class Predict:
         _check_table(self.output)
         fitted = load(self.decomposition).as_polars()
         data = _named(fitted, self.files)
-        frame = pl.DataFrame({fitted.outcome_name or "y": fitted.predict(data)})
+        named = fitted.outcome_name or "y"
+        if fitted.head is not None and fitted.head.kind == "survival":
+            named = "log hazard ratio"
+        frame = pl.DataFrame({named: fitted.predict(data)})
         if fitted.head is not None and fitted.head.classes is not None:
             frame = frame.hstack(fitted.predict_probabilities(data).select(pl.exclude("sample").name.prefix("probability of ")))
         samples = read_views(data).sample_names
@@ -241,9 +266,9 @@ def _named(fitted: Decomposition, files: tuple[Path, ...]) -> Any:
     return data
 
 
-def read_outcome(path: Path, column: str | None) -> dict[str, Any]:
-    """The outcome of every sample by its name, from a table whose first column names samples. Raises `ValueError` that says what
-    is missing."""
+def read_outcome(path: Path, column: str | None, beside: Sequence[str] = ()) -> dict[str, Any]:
+    """The outcome of every sample by its name, from a table whose first column names samples; without a name the column that it
+    has but for those `beside` it. Raises `ValueError` that says what is missing."""
     readers = {".csv": pl.read_csv, ".tsv": lambda p: pl.read_csv(p, separator="\t"), ".parquet": pl.read_parquet}
     if path.suffix not in readers:
         raise ValueError(f"outcome: is {path}; expected a file that ends in {', '.join(readers)}")
@@ -252,9 +277,10 @@ def read_outcome(path: Path, column: str | None) -> dict[str, Any]:
     except (*UNREADABLE, pl.exceptions.PolarsError) as error:
         raise ValueError(f"outcome: {path} cannot be read ({error})") from None
     names = table.columns
-    if column is None and len(names) != 2:
+    left = [name for name in names[1:] if name not in beside]
+    if column is None and len(left) != 1:
         raise ValueError(f"column: is not given, and {path} has {', '.join(names)}; expected one of them")
-    wanted = column or names[1]
+    wanted = column or left[0]
     if wanted not in names[1:]:
         raise ValueError(f"column: is {wanted!r}; expected one of {', '.join(names[1:])}, after the samples' names")
     return dict(zip(table[names[0]].cast(pl.String).to_list(), table[wanted].to_list(), strict=True))

@@ -16,20 +16,23 @@ import polars as pl
 from jaxtyping import Array, Float, Key
 
 import hcl_jax
+from hcl_jax.annotated import as_mudata
 from hcl_jax.assessment import Evaluation, cross_validate
 from hcl_jax.baselines import BASELINES, SUPERVISED
 from hcl_jax.compiled import bucket
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators import ESTIMATORS
+from hcl_jax.estimators import ESTIMATORS, Estimate
 from hcl_jax.estimators.missing import PatternMoments
 from hcl_jax.explained import Reading, ShareIntervals, reading_of, row_shares, share_intervals
 from hcl_jax.fisher import NOISE
 from hcl_jax.fitted import Fitted, LinearFit, active_structures, column_structures, fit_estimator, linear_from_state
+from hcl_jax.heads import Head, fit_head
+from hcl_jax.intervals import EFFICIENT, VALID, Located, check_level, feature_share_intervals, located
 from hcl_jax.networks import BLIND, METHODS, NETWORKS, configuration
 from hcl_jax.networks.links import linked_from_state
 from hcl_jax.networks.network import fit_from_state
 from hcl_jax.npz import read_npz, write_npz
-from hcl_jax.outcomes import Head, Outcome, as_outcome, fit_head
+from hcl_jax.outcomes import Outcome, as_outcome
 from hcl_jax.problems import check_fittable, problems
 from hcl_jax.reading import match_features, read_views
 from hcl_jax.selection import UNSTABLE, PermutationNull, Stability, half_split_stability, permutation_null, select_structures
@@ -121,7 +124,8 @@ def fit(
 
     - data, views, join: whatever `read_views` reads: a dictionary of frames or arrays by name, files, MuData, one matrix
       with its `views`; samples are joined by name.
-    - y: an outcome to predict from the scores, `as_outcome`; unsupervised methods do not see it.
+    - y: an outcome to predict from the scores: numbers or classes, `survival(time, event)` or `repeated(values, subject)`,
+      as `as_outcome` reads them; unsupervised methods do not see it.
     - structures: "all" subsets of the views, or those to consider, such as ["mrna+meth", "mirna"].
     - ranks: "auto", those that the data support (`select_structures`); one number for all structures; or a dictionary by
       structure.
@@ -229,6 +233,10 @@ def _response(method: str, outcome: Outcome | None) -> Float[np.ndarray, " n"] |
         return None
     if method in SUPERVISED and outcome.classes is not None and len(outcome.classes) > 2:
         raise ValueError(f"y: has {len(outcome.classes)} classes; expected numbers or two classes, as {method} is a regression")
+    if outcome.kind == "survival":  # networks do without
+        if method in SUPERVISED:
+            raise ValueError(f"y: are survival times; expected numbers or two classes, as {method} is a regression")
+        return None
     if outcome.known.all():
         return outcome.values
     if method in SUPERVISED or method in NETWORKS and method not in BLIND:
@@ -376,10 +384,62 @@ class Decomposition:
     def _seen_by(self, m: int) -> list[int]:
         return [k for k, s in enumerate(self.columns) if m in s]
 
-    def top_features(self, structure: Any, n: int = 10) -> Any:
+    def top_features(self, structure: Any, n: int = 10, level: float | None = None) -> Any:
         """Of every view of the structure, the n features of which it explains most: `view`, `feature`, `share` of the feature's
-        variance (whatever the rotation of the factors), and the loading on every score of the structure."""
-        return self._as_came(self._top_features(structure, n))
+        variance (whatever the rotation of the factors), and the loading on every score of the structure.
+
+        With a `level`, such as 0.9, also `low` and `high`, bounds of the share (`feature_share_intervals`), missing where it is
+        not certain that all of the structure's factors were found. They take seconds when first asked for. Raises `ValueError`
+        with the reason where there are none (`without_intervals`).
+        """
+        table = self._top_features(structure, n)
+        return self._as_came(table if level is None else self._with_bounds(table, structure, n, level))
+
+    def _with_bounds(self, table: pl.DataFrame, structure: Any, n: int, level: float) -> pl.DataFrame:
+        check_level(level)
+        if self.without_intervals is not None:
+            raise ValueError(f"level: is {level}, and there are no intervals; {self.without_intervals}")
+        named = [(view, name) for view, names in zip(self.view_names, self.feature_names, strict=True) for name in names]
+        place = {pair: j for j, pair in enumerate(named)}
+        rows = [place[pair] for pair in table.select("view", "feature").iter_rows()]
+        padded = rows + rows[-1:] * (n * len(self.view_names) - len(rows))  # one program for all structures
+        estimate, covariance, at = self._likelihood
+        s = labelled_structure(structure, self.view_names, "structure")
+        found = feature_share_intervals(estimate, covariance, self.hierarchy, s, padded, level, at=at)
+        valid = np.asarray(found.status)[: len(rows)] == VALID
+        bounds = {"low": np.asarray(found.lower), "high": np.minimum(found.upper, 1)}
+        held = {name: np.where(valid, ends[: len(rows)], np.nan) for name, ends in bounds.items()}
+        return table.with_columns(pl.Series(name, ends, nan_to_null=True) for name, ends in held.items())
+
+    @property
+    def without_intervals(self) -> str | None:
+        """Why shares of features have no intervals; None where they have."""
+        if self.settings.method not in EFFICIENT:
+            return f"{self.settings.method} has none, as it does not maximise the likelihood: {', '.join(EFFICIENT)} have"
+        if self.data is None:
+            return "a file does not hold the data that they need"
+        if any(np.isnan(matrix).any() for matrix in map(np.asarray, self.data.matrices)):
+            return "they need samples that lack nothing"
+        return None
+
+    @cached_property
+    def _likelihood(self) -> tuple[Estimate, SampleCovariance, Located]:
+        """The estimate, the covariance that it was fitted to, and the maximum of the likelihood where intervals are taken: with
+        noise by feature where features were brought to variance 1, as they then differ in it."""
+        fitted, settings = self.fitted, self.settings
+        if not isinstance(fitted, LinearFit) or fitted.noise_variance is None:
+            raise ValueError(f"method: is {settings.method!r}, which has no noise model; expected one that has, as hcl-vb")
+        covariance = SampleCovariance.from_data(self.reading.standardised(self._training())[0], form="padded")
+        estimate = Estimate(
+            loadings=fitted.loadings,
+            noise_variance=fitted.noise_variance,
+            status=fitted.status,
+            steps=fitted.steps,
+            objective=fitted.objective,
+            method=settings.method,
+            noise="feature" if settings.standardise else settings.noise,
+        )
+        return estimate, covariance, located(estimate, covariance, self.hierarchy)
 
     def _top_features(self, structure: Any, n: int = 10) -> pl.DataFrame:
         s = labelled_structure(structure, self.view_names, "structure")
@@ -452,11 +512,12 @@ class Decomposition:
     # outcome
 
     def predict(self, data: Any) -> np.ndarray:
-        """The outcome that is expected of each sample, a number or its most probable class. Raises `ValueError` without one."""
+        """The outcome that is expected of each sample: a number, its most probable class, or of survival times the log hazard
+        ratio to a sample with mean scores. Raises `ValueError` without one."""
         return self._head().predict(self.score_matrix(self._read(data)))
 
     def predict_probabilities(self, data: Any) -> Any:
-        """One row a sample, one column a class. Raises `ValueError` where the outcome is a number."""
+        """One row a sample, one column a class. Raises `ValueError` where the outcome has none."""
         head, read = self._head(), self._read(data)
         held = head.probabilities(self.score_matrix(read))
         return self._by_sample(read, {str(c): column for c, column in zip(head.classes or (), held.T, strict=True)})
@@ -549,7 +610,7 @@ class Decomposition:
             "n_samples": self.n_samples,
             "frames": self.frames,
             "divided": self.divided if isinstance(self.divided, (str, list, tuple)) else None,
-            "outcome": None if self.head is None else {"name": self.outcome_name, "classes": self.head.classes},
+            "outcome": self._described_outcome(),
         }
         held = {f"fitted.{name}": array for name, array in arrays.items()}
         held |= {f"reading.{name}": array for name, array in self.reading._asdict().items()}
@@ -557,6 +618,25 @@ class Decomposition:
         if self.head is not None:
             held |= {"head.coefficients": self.head.coefficients, "head.intercept": self.head.intercept}
         write_npz(path, description, held)
+
+    def to_mudata(self, data: Any = None) -> Any:
+        """A MuData object of the views, of the training samples or of any others: loadings in varm["hcl"] of every modality,
+        scores in obsm["hcl"], and in uns["hcl"] the names of the scores, `structures` and `variance_explained` (of the training
+        samples). Raises `ValueError` as `transform` does, and where mudata is not installed."""
+        read = self._training() if data is None else self._read(data)
+        tables = {"structures": self._structures(), "variance_explained": self._variance_explained(self.shares)}
+        return as_mudata(
+            read,
+            self.score_matrix(read),
+            self.score_names,
+            [self.reading.loadings[self.hierarchy.rows(m)] for m in self.hierarchy.modalities],
+            tables,
+        )
+
+    def _described_outcome(self) -> dict[str, Any] | None:
+        if self.head is None:
+            return None
+        return {"name": self.outcome_name, "kind": self.head.kind, "classes": self.head.classes}
 
     # what came in and goes out
 
@@ -625,7 +705,9 @@ def _loaded(description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) ->
     head = None
     if outcome is not None:
         held = part("head.")
-        head = Head(held["coefficients"], held["intercept"], None if outcome["classes"] is None else tuple(outcome["classes"]))
+        classes = None if outcome["classes"] is None else tuple(outcome["classes"])
+        kind = outcome.get("kind", "number" if classes is None else "class")  # files from before there were others have none
+        head = Head(held["coefficients"], held["intercept"], classes, kind)
     return Decomposition(
         fitted=FROM_STATE[described["kind"]](described, part("fitted.")),
         settings=settings,

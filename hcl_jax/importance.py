@@ -103,6 +103,24 @@ def score_importance(
     return _table(structures, by_column, score[0], drops, shares, config.level)
 
 
+def score_drops(
+    scores: Float[Array, "n R"],
+    by_column: tuple[Structure, ...],
+    metric: Callable[[Float[Array, "n R"]], float],
+    config: ImportanceConfig = ImportanceConfig(),
+    *,
+    key: Any,
+) -> dict[Structure, float]:
+    """By structure, larger ones first, what any metric of scores loses without it, on average over permutations: for metrics that
+    are no mean over rows, such as a concordance. No intervals; `metric` of `config` counts for nothing."""
+    whole, drops = metric(scores), {}
+    for i, s in enumerate(active_structures(by_column)):
+        columns = np.array([column == s for column in by_column])
+        versions = _taken_away(scores, columns, config, jr.fold_in(as_key(key, "for the permutations"), i))
+        drops[s] = whole - float(np.mean([metric(version) for version in versions]))
+    return drops
+
+
 def _table(
     structures: list[Structure],
     by_column: tuple[Structure, ...],

@@ -55,6 +55,7 @@ PROBE_SEED = 0x48434C  # fixed, so that intervals are deterministic
 BISECTIONS = 60
 
 Blocks = tuple[tuple[Structure, int], ...]
+Located = tuple[Point, Int[Array, ""]]
 
 
 class Interval(eqx.Module):
@@ -74,7 +75,7 @@ class Interval(eqx.Module):
         return [STATUS_TEXT[int(code)] for code in jnp.ravel(self.status)]
 
 
-def _located(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> tuple[Point, Int[Array, ""]]:
+def located(estimate: Estimate, covariance: SampleCovariance, hierarchy: Hierarchy) -> Located:
     """(where intervals are taken, status of all of them)."""
     at, reached = supported_point(estimate.loadings, estimate.noise_variance, covariance, hierarchy, estimate.noise)
     ended = jnp.where(estimate.status == CONVERGED, VALID, jnp.where(estimate.status == ON_BOUND, BOUNDARY, NOT_CONVERGED))
@@ -109,6 +110,27 @@ def symmetric_interval(values: Array, variances: Array, level: float, status: Ar
     error = jnp.sqrt(variances)
     width = error * normal_quantile((1 + level) / 2, error.dtype)
     return Interval(values, error, values - width, values + width, status)
+
+
+@compiled
+def _feature_shares(
+    rows: Int[Array, " q"],
+    seen: Bool[Array, " M"],
+    place: Int[Array, ""],
+    point: Point,
+    status: Int[Array, ""],
+    nu: Float[Array, ""],
+    level: float,
+) -> Interval:
+    columns = (point.support == seen[:, None]).all(axis=0)
+    squares = lambda F: jnp.where(columns[None], F[rows], 0) ** 2 @ jnp.ones_like(F[0])
+    values, variances, (_, solved) = moments(point, nu, squares)
+    present = values > 0
+    root = jnp.sqrt(jnp.where(present, values, 1))
+    boundary = ~present | (missing_columns(point)[place] > 0)
+    found = symmetric_interval(root, variances / (4 * root**2), level, _status(status, solved, boundary))
+    lower, upper = jnp.where(present, jnp.maximum(found.lower, 0) ** 2, 0), jnp.where(present, found.upper**2, 0)
+    return Interval(values, jnp.sqrt(variances), lower, upper, found.status)
 
 
 @compiled
@@ -250,7 +272,7 @@ def delta_method(
     """
     _check(level, estimate, covariance, hierarchy)
     _check_rotations(quantity, estimate, hierarchy)
-    return _delta(quantity, *_located(estimate, covariance, hierarchy), covariance.nu, level)
+    return _delta(quantity, *located(estimate, covariance, hierarchy), covariance.nu, level)
 
 
 def gram_intervals(
@@ -268,7 +290,7 @@ def gram_intervals(
     """
     _check(level, estimate, covariance, hierarchy)
     pairs = jnp.asarray(_as_entries(entries, hierarchy))
-    return _gram(pairs, *_located(estimate, covariance, hierarchy), covariance, level)
+    return _gram(pairs, *located(estimate, covariance, hierarchy), covariance, level)
 
 
 def _as_entries(entries: Any, hierarchy: Hierarchy) -> Int[np.ndarray, "q 2"]:
@@ -299,7 +321,7 @@ def block_norm_intervals(
     """
     _check(level, estimate, covariance, hierarchy)
     known = _as_blocks(blocks, hierarchy)
-    return _block_norms(known, *_located(estimate, covariance, hierarchy), covariance.nu, level)
+    return _block_norms(known, *located(estimate, covariance, hierarchy), covariance.nu, level)
 
 
 def _as_blocks(blocks: Sequence[tuple[Any, int]], hierarchy: Hierarchy) -> Blocks:
@@ -320,6 +342,42 @@ def _as_blocks(blocks: Sequence[tuple[Any, int]], hierarchy: Hierarchy) -> Block
             )
         known.append((structure, number))
     return tuple(known)
+
+
+def feature_share_intervals(
+    estimate: Estimate,
+    covariance: SampleCovariance,
+    hierarchy: Hierarchy,
+    structure: Any,
+    features: Any,
+    level: float = 0.95,
+    *,
+    at: Located | None = None,
+) -> Interval:
+    """Intervals for ‖Λ_sj‖², what a structure explains of feature j's variance, j counted from 0: of features of standard
+    deviation 1 its share.
+
+    They stand for intervals of single loadings, which are known up to rotations of the structure's columns only; of a structure
+    with one column its squared loading. Symmetric in ‖Λ_sj‖. For features that were named beforehand: of those with the largest
+    of many shares the estimates are too large. Where features were divided by their sample deviations the intervals are too
+    wide, since shares vary less than variances. Where columns of the structure do not stand out the status is `BOUNDARY`. `at`:
+    what `located` gives, if it is at hand. Raises `ValueError` for a structure that the hierarchy lacks, and features that are
+    not of its views.
+    """
+    _check(level, estimate, covariance, hierarchy)
+    named = as_structure(structure, hierarchy.n_modalities, "structure")
+    if named not in hierarchy.structures:
+        raise ValueError(f"structure: is {structure!r}; expected one of the hierarchy")
+    rows = np.asarray(features)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not rows.size:
+        raise ValueError(f"features: have shape {rows.shape} and type {rows.dtype}; expected a vector of integers")
+    outside = [int(j) for j in rows if not 0 <= j < hierarchy.n_features or hierarchy.modality_of_feature[j] + 1 not in named]
+    if outside:
+        raise ValueError(f"features: hold {outside[0]}; expected features of the structure's views")
+    seen = jnp.asarray([m in named for m in hierarchy.modalities])
+    place = jnp.asarray(list(hierarchy.structures).index(named))
+    point, status = located(estimate, covariance, hierarchy) if at is None else at
+    return _feature_shares(jnp.asarray(rows), seen, place, point, status, covariance.nu, level)
 
 
 def _loading_variances(point: Point, nu: Float[Array, ""]) -> Float[Array, "d K"]:

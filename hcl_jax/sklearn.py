@@ -14,7 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hcl_jax.decomposition import Decomposition, Settings, decompose
-from hcl_jax.outcomes import N_FOLDS, Outcome, fit_head
+from hcl_jax.heads import fit_head
+from hcl_jax.outcomes import N_FOLDS, Outcome
 from hcl_jax.reading import read_views
 from hcl_jax.selection import NoFactorError
 from hcl_jax.views import Views

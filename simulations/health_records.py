@@ -34,7 +34,8 @@ from hcl_jax.decomposition import METHOD_NAMES
 from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import configure
 from hcl_jax.experiments.command_line import error_line, parse, peek
-from hcl_jax.outcomes import Outcome, fit_head
+from hcl_jax.heads import fit_head
+from hcl_jax.outcomes import Outcome
 from hcl_jax.records import (
     HOSPITAL_TASKS,
     ICU_TASKS,

@@ -7,6 +7,7 @@ from test_decomposition import drawn
 
 from hcl_jax.cli import COMMANDS, main
 from hcl_jax.decomposition import fit, load
+from hcl_jax.outcomes import survival
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,35 @@ def test_scores_predictions_and_completed_views_of_new_samples(files, fitted, tm
     assert (pl.read_csv(tmp_path / "meth-sd.tsv", separator="\t")["meth0"] > 0).all()
 
 
+def test_survival_times_and_subjects_are_columns_of_the_outcomes(files, tmp_path):
+    frames, number, _ = drawn()
+    held = {"patient": list(number.index), "months": np.exp(-number.to_numpy()), "died": [1, 0, 1] * 40, "who": list("abcd") * 30}
+    table, saved, output = tmp_path / "clinic.csv", tmp_path / "fit.npz", tmp_path / "predictions.csv"
+    pl.DataFrame(held).write_csv(table)
+    options = [
+        "--outcome",
+        str(table),
+        "--column",
+        "months",
+        "--output",
+        str(saved),
+        "--structures",
+        "rna+meth+mirna",
+        "--rank",
+        "1",
+    ]
+    assert main(["fit", *views(files), *options, "--event", "died"]) == 0
+    frames = frames | {"meth": frames["meth"].iloc[20:]}
+    y = survival(held["months"], held["died"])
+    expected = fit(frames, y=y, structures=["rna+meth+mirna"], ranks=1)
+    assert main(["predict", str(saved), *views(files), "--output", str(output)]) == 0
+    predicted = pl.read_csv(output)
+    assert predicted.columns == ["sample", "log hazard ratio"]
+    np.testing.assert_allclose(predicted["log hazard ratio"], expected.predict(frames), rtol=1e-5, atol=1e-7)
+    assert main(["fit", *views(files), *options, "--subject", "who"]) == 0
+    assert load(saved).head.kind == "repeated"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -84,6 +114,9 @@ def test_scores_predictions_and_completed_views_of_new_samples(files, fitted, tm
         (["fit", "VIEWS", "--outcome", "OUTCOME"], "column: is not given"),
         (["fit", "VIEWS", "--outcome", "OUTCOME", "--column", "age"], "column: is 'age'; expected one of pressure, group"),
         (["fit", "VIEWS", "--outcome", "y.txt"], "outcome: is y.txt; expected a file that ends in .csv, .tsv, .parquet"),
+        (["fit", "VIEWS", "--event", "died"], "event: is given without a file; expected --outcome"),
+        (["fit", "VIEWS", "--outcome", "OUTCOME", "--event", "a", "--subject", "b"], "event: is given, and subject too"),
+        (["fit", "VIEWS", "--outcome", "OUTCOME", "--event", "group"], "time: holds -"),
         (["transform", "FIT", "VIEWS", "--output", "scores.xlsx"], "output: is scores.xlsx; expected a name that ends in"),
         (["impute", "FIT", "protein", "VIEWS"], "view: is 'protein'; expected one of rna, meth, mirna"),
         (["check"], "files: none given"),

@@ -1,5 +1,6 @@
 """The front door: from an analyst's own views to structures, scores, predictions, and back from a file."""
 
+import dataclasses
 import json
 import re
 from functools import cache
@@ -9,8 +10,12 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from hcl_jax.covariance import SampleCovariance
 from hcl_jax.decomposition import Decomposition, fit, load
+from hcl_jax.estimators import ESTIMATORS
+from hcl_jax.fisher import noise_by_feature
 from hcl_jax.fitted import fit_estimator
+from hcl_jax.intervals import feature_share_intervals
 from hcl_jax.structure import Hierarchy
 from hcl_jax.views import as_views
 
@@ -163,6 +168,41 @@ def test_top_features_are_those_that_the_structure_explains():
     best = loadings.abs().sort_values(ascending=False).index[:3]
     assert list(table["feature"][3:]) == list(best)
     assert table["share"].between(0, 1).all()
+
+
+def test_shares_of_features_have_bounds_where_the_method_has_intervals(tmp_path):
+    """Those of the maximum of the likelihood, which is that of hcl-ml, mapped to names; wider where samples are fewer."""
+    frames, _, _ = drawn()
+    got = fit(frames, ranks=RANKS, method="hcl-ml")
+    table = got.top_features("rna+meth", 3, level=0.9)
+    pd.testing.assert_frame_equal(table.drop(columns=["low", "high"]), got.top_features("rna+meth", 3))
+    assert (table["low"] < table["share"]).all()
+    assert (table["share"] < table["high"]).all()
+    assert (got.top_features("rna+meth", 3, level=0.5)["low"] > table["low"]).all()
+    Z = np.concatenate([(f - f.mean()) / f.std() for f in frames.values()], axis=1)
+    covariance = SampleCovariance.from_data(Z)
+    names = [name for frame in frames.values() for name in frame]
+    estimate = ESTIMATORS["hcl-ml"](covariance, HIERARCHY, noise="view")
+    features = np.array([names.index(name) for name in table["feature"]])
+    by_feature = dataclasses.replace(
+        estimate, noise="feature", noise_variance=noise_by_feature(estimate.noise_variance, 24)
+    )  # standardised features differ in it
+    direct = feature_share_intervals(by_feature, covariance, HIERARCHY, "12", features, 0.9)
+    np.testing.assert_allclose(table[["low", "high"]].to_numpy(), np.stack([direct.lower, direct.upper], axis=1), rtol=1e-3)
+    got.save(tmp_path / "fit.npz")
+    for other, said in (
+        (load(tmp_path / "fit.npz"), "a file does not hold the data"),
+        (spectral(), "hcl-svd has none, as it does not"),
+    ):
+        assert said in other.without_intervals
+        with pytest.raises(ValueError, match=f"level: is 0.9, and there are no intervals; {said}"):
+            other.top_features("rna+meth", level=0.9)
+    lacking = fit(frames | {"meth": frames["meth"].iloc[20:]}, ranks=RANKS)
+    assert lacking.without_intervals == "they need samples that lack nothing"
+
+
+def spectral() -> Decomposition:
+    return fit(drawn()[0], ranks=RANKS, method="hcl-svd")
 
 
 @pytest.mark.parametrize("method", ["hcl-vb", "jive", "hcl-copula"])

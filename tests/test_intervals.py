@@ -20,7 +20,7 @@ from helpers import (
     structure_rotation,
 )
 
-from hcl_jax import Hierarchy, SampleCovariance
+from hcl_jax import ESTIMATORS, Hierarchy, SampleCovariance
 from hcl_jax.intervals import (
     BOUNDARY,
     INEFFICIENT,
@@ -28,6 +28,7 @@ from hcl_jax.intervals import (
     VALID,
     block_norm_intervals,
     delta_method,
+    feature_share_intervals,
     gram_intervals,
 )
 from hcl_jax.support import supported_point, without_rotations
@@ -230,8 +231,46 @@ def test_entries_that_are_no_pairs_of_features_are_refused(entries):
         gram_intervals(estimate, S, TWO, entries)
 
 
+def test_shares_of_features_are_those_of_the_delta_method():
+    """The squared norms of a structure's columns have the standard errors that any function of the loadings has."""
+    S, estimate = fit()
+    columns, features = TWO.columns((1, 2)), [0, 3, TWO.dims[0]]
+    found = feature_share_intervals(estimate, S, TWO, "12", features, 0.9)
+    squares = delta_method(lambda F: jnp.sum(F[jnp.array(features), columns] ** 2, axis=1), estimate, S, TWO, 0.9)
+    np.testing.assert_allclose(found.estimate, squares.estimate, rtol=1e-8)
+    np.testing.assert_allclose(found.standard_error, squares.standard_error, rtol=1e-4)
+    np.testing.assert_array_equal(found.status, squares.status)
+    error = found.standard_error / (2 * jnp.sqrt(found.estimate))
+    np.testing.assert_allclose(jnp.sqrt(found.upper), jnp.sqrt(found.estimate) + 1.6448536 * error, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_shares_of_standardised_features_are_covered():
+    """At least as often as they say: features divided by their sample deviations have shares that vary less."""
+    hierarchy = Hierarchy((9, 8, 7), {(1, 2, 3): 2, (1, 2): 1, (3,): 1})
+    generator = np.random.default_rng(0)
+    L = generator.normal(size=(24, 4)) * hierarchy.mask
+    hits = []
+    for _ in range(60):
+        X = generator.normal(size=(300, 4)) @ L.T + 0.7 * generator.normal(size=(300, 24))
+        S = SampleCovariance.from_data((X - X.mean(axis=0)) / X.std(axis=0, ddof=1))
+        estimate = ESTIMATORS["hcl-vb"](S, hierarchy, noise="feature")
+        found = feature_share_intervals(estimate, S, hierarchy, "123", np.arange(24), 0.9)
+        truth = np.sum(L[:, hierarchy.columns((1, 2, 3))] ** 2, axis=1) / (np.sum(L**2, axis=1) + 0.49)
+        valid = np.asarray(found.status) == VALID
+        hits += ((found.lower <= truth) & (truth <= found.upper))[valid].tolist()
+    assert len(hits) > 1000
+    assert 0.9 < np.mean(hits) < 0.99
+
+
 def test_refusals_name_the_argument():
     S, estimate = fit()
+    with pytest.raises(ValueError, match="features: hold 0; expected features of the structure's views"):
+        feature_share_intervals(estimate, S, TWO, "2", [0])
+    with pytest.raises(ValueError, match="features: have shape"):
+        feature_share_intervals(estimate, S, TWO, "2", [0.5])
+    with pytest.raises(ValueError, match="structure: unknown structure '3'"):
+        feature_share_intervals(estimate, S, TWO, "3", [0])
     with pytest.raises(ValueError, match="level: is 95.0; expected a number between 0 and 1"):
         gram_intervals(estimate, S, TWO, ENTRIES, level=95.0)
     for block in (((1,), 2), ((1, 3), 1), ("3", 3)):

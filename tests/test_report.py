@@ -284,6 +284,34 @@ def test_characters_that_no_page_may_hold_are_replaced(tmp_path, monkeypatch):
     assert "語\ufffd" in text
 
 
+def test_survival_times_are_told_from_other_outcomes(tmp_path, monkeypatch):
+    held = assessed()
+    outcome = held.outcome
+    died = replace(outcome, values=np.abs(outcome.values) + 1, events=np.arange(len(outcome.values)) % 2 == 0)
+    object.__setattr__(held, "outcome", died)
+    object.__setattr__(held, "head", replace(held.head, kind="survival"))
+    seen = evaluation()
+    concordances = seen.outcome.filter(pl.col("metric") == "r_squared").with_columns(pl.lit("concordance").alias("metric"))
+    _, root = written(tmp_path, monkeypatch, held, replace(seen, outcome=concordances))
+    assert f"of which {died.events[died.known].sum()} end with the event" in said(section(root, "data"))
+    prediction = said(section(root, "prediction"))
+    assert "loss of concordance without it" in prediction
+    assert "Cox regressions with a ridge penalty" in prediction
+    assert "predicted with concordance 0.600 ± 0.010" in said(section(root, "verdict"))
+
+
+def test_shares_have_bounds_or_the_reason_why_not(tmp_path, monkeypatch):
+    assert "Shares have no intervals here: hcl-svd has none" in said(section(usual(), "features"))
+    plain = Decomposition.top_features
+    bounded = lambda self, s, n, level: plain(self, s, n).assign(low=[0.125, *[np.nan] * (len(plain(self, s, n)) - 1)], high=0.5)
+    monkeypatch.setattr(Decomposition, "without_intervals", None)
+    monkeypatch.setattr(Decomposition, "top_features", bounded)
+    _, root = written(tmp_path, monkeypatch)
+    features = section(root, "features")
+    assert said(features).count("12.5 % to 50.0 %") == len(fitted().active)
+    assert "bounds of 90.0 % confidence" in said(features)
+
+
 def test_words():
     assert [percent(value) for value in (0.12345, -0.01, None, float("nan"))] == ["12.3 %", "−1.0 %", "–", "–"]
     assert [number(value) for value in (0.9, 120.0, -0.5, 3e-7, None)] == ["0.900", "120", "−0.500", "3.00e−07", "–"]

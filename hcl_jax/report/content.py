@@ -1,5 +1,6 @@
 """What each section of a report holds: tables as lists of rows, and no words but names."""
 
+import math
 import platform
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -19,6 +20,8 @@ MOST_PATTERNS = 12
 MOST_BEST = 6
 """Structures whose scores and features are shown."""
 N_FEATURES = 10
+LEVEL = 0.9
+"""Of the bounds of features' shares."""
 
 
 def records(frame: Any) -> list[dict[str, Any]]:
@@ -44,6 +47,7 @@ class Prediction:
 
     folds: int = 0
     outcome_name: str | None = None
+    kind: str | None = None
     metrics: tuple[str, ...] = ()
     outcome: tuple[tuple[str, dict[str, tuple[float, float]]], ...] = ()
     views: tuple[dict[str, Any], ...] = ()
@@ -88,6 +92,7 @@ def cross_validated(decomposition: Decomposition, cv: int | None) -> Prediction:
     return Prediction(
         folds=cv,
         outcome_name=decomposition.outcome_name,
+        kind=None if decomposition.head is None else decomposition.head.kind,
         metrics=tuple(seen.outcome["metric"].unique(maintain_order=True)),
         outcome=tuple(table.items()),
         views=tuple(seen.views.to_dicts()),
@@ -119,7 +124,11 @@ def data_section(decomposition: Decomposition) -> dict[str, Any]:
         section["outcome"] = {"name": outcome.name, "known": int(outcome.known.sum())}
         if outcome.classes is None:
             section["outcome"]["range"] = (values.min(), np.median(values), values.max())
-        else:
+        if outcome.events is not None:
+            section["outcome"]["events"] = int(outcome.events[outcome.known].sum())
+        if outcome.subjects is not None:
+            section["outcome"]["subjects"] = len(np.unique(outcome.subjects[outcome.known]))
+        if outcome.classes is not None:
             numbers = np.bincount(values.astype(int), minlength=len(outcome.classes))
             section["outcome"]["classes"] = list(zip(map(str, outcome.classes), numbers.tolist(), strict=True))
     return section
@@ -156,6 +165,8 @@ def structure_section(decomposition: Decomposition, sureness: Sureness) -> dict[
         "best": best,
         "others": len(rows) - len(best),
         "features": [_features(decomposition, s) for s in best],
+        "without_intervals": decomposition.without_intervals,
+        "level": LEVEL,
     }
 
 
@@ -163,8 +174,11 @@ def _features(decomposition: Decomposition, structure: Structure) -> dict[str, A
     """The features of a structure, view by view, with their loadings on the first two scores."""
     scores = [name for name, s in zip(decomposition.score_names, decomposition.columns, strict=True) if s == structure][:2]
     by_view: dict[str, list[dict[str, Any]]] = {}
-    for row in records(decomposition.top_features(structure, N_FEATURES)):
+    level = LEVEL if decomposition.without_intervals is None else None
+    for row in records(decomposition.top_features(structure, N_FEATURES, level)):
         said = {"feature": row["feature"], "share": row["share"], "loadings": [row[name] for name in scores]}
+        low = row.get("low")
+        said["bounds"] = None if low is None or math.isnan(low) else (low, row["high"])
         by_view.setdefault(row["view"], []).append(said)
     return {"structure": decomposition.label(structure), "n_scores": len(scores), "views": list(by_view.items())}
 

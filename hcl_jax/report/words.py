@@ -15,6 +15,7 @@ METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "log_loss": "log loss, nats",
+    "concordance": "concordance",
 }
 METHODS = {"hcl_jax": "this decomposition", "pca": "as many principal components", "features": "all features"}
 ABSENT = "–"
