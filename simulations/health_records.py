@@ -48,7 +48,7 @@ from hcl_jax.records import (
     split,
 )
 from hcl_jax.records import fit as fit_modalities
-from hcl_jax.records.modalities import VIEWS, Rows
+from hcl_jax.records.modalities import VIEWS, Modalities
 from hcl_jax.records.splits import PARTS
 from hcl_jax.views import check_count
 
@@ -71,8 +71,8 @@ class Study:
     tasks: tuple[str, ...] = ("mortality-hospital",)
     """Names of tasks; of eICU those 24 hours after the admission to a unit."""
     methods: tuple[str, ...] = ("hcl-vb", "hcl-ml", "jive", "slide", "pca", "raw", "boosting", "demographics")
-    """Methods of `hcl_jax.fit`; principal components of all modalities (`pca`), all features (`raw`), gradient boosting on them
-    (`boosting`), and demographics alone."""
+    """Methods of `hcl_jax.fit`; principal components of all modalities (`pca`), every code, word and measurement (`raw`), boosted
+    trees on them (`boosting`), and demographics alone."""
     rank: int = 5
     """Of each of the seven structures; as many principal components as the structures have columns."""
     splits: int = 20
@@ -121,6 +121,8 @@ class Part:
     beside: np.ndarray
     """Demographics, in units of the training rows."""
     y: np.ndarray
+    columns: np.ndarray
+    """All codes and words, as log counts, and measurements, one column each, before any axes were taken: what `raw` sees."""
 
     @property
     def features(self) -> np.ndarray:
@@ -135,10 +137,28 @@ def parts_of(events: pl.LazyFrame, labels: pl.DataFrame, parts: np.ndarray) -> d
     if value == "float_value":
         y = np.log1p(np.maximum(y, 0))
     fitted = fit_modalities(events, labels.filter(pl.Series(parts == PARTS[0])))
-    rows = {part: fitted.transform(events, labels.filter(pl.Series(parts == part))) for part in PARTS}
+    seen = {part: labels.filter(pl.Series(parts == part)) for part in PARTS}
+    rows = {part: fitted.transform(events, seen[part]) for part in PARTS}
+    single = {part: _single(fitted, events, seen[part]) for part in PARTS}
     scale = {name: _scale(rows[PARTS[0]].views[name]) for name in VIEWS}
-    beside = _scale(rows[PARTS[0]].demographics)
-    return {part: _part(rows[part], scale, beside, y[parts == part]) for part in PARTS}
+    beside, columns = _scale(rows[PARTS[0]].demographics), _scale(single[PARTS[0]])
+    return {
+        part: Part(
+            {name: _scaled(rows[part].views[name], scale[name]) for name in VIEWS},
+            _scaled(rows[part].demographics, beside),
+            y[parts == part],
+            _scaled(single[part], columns),
+        )
+        for part in PARTS
+    }
+
+
+def _single(fitted: Modalities, events: pl.LazyFrame, labels: pl.DataFrame) -> np.ndarray:
+    """Log counts of codes and words, and measurements."""
+    _, columns = fitted.single_columns(events, labels)
+    held, n_measured = columns.toarray(), len(fitted.columns)
+    held[:, : held.shape[1] - n_measured] = np.log1p(held[:, : held.shape[1] - n_measured])
+    return held
 
 
 def _scale(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -150,16 +170,12 @@ def _scaled(X: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return (X - mean)[:, deviation > 0] / deviation[deviation > 0]
 
 
-def _part(rows: Rows, scale: dict[str, Any], beside: Any, y: np.ndarray) -> Part:
-    return Part({name: _scaled(rows.views[name], scale[name]) for name in VIEWS}, _scaled(rows.demographics, beside), y)
-
-
 def inputs_of(method: str, parts: dict[str, Part], study: Study, seed: int) -> dict[str, np.ndarray]:
     """What the head of a method sees of each part: its scores of the modalities, and demographics."""
     if method == DEMOGRAPHICS:
         return {name: part.beside for name, part in parts.items()}
     if method in (RAW, BOOSTING):
-        scores = {name: part.features for name, part in parts.items()}
+        scores = {name: part.columns for name, part in parts.items()}
     elif method == PCA:
         _, _, axes = np.linalg.svd(parts[PARTS[0]].features, full_matrices=False)
         scores = {name: part.features @ axes[: 7 * study.rank].T for name, part in parts.items()}

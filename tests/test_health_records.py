@@ -62,11 +62,10 @@ def test_rows_without_a_modality_count_for_the_others():
     generator = np.random.default_rng(0)
     views = {name: generator.normal(size=(20, 3)) for name in ("codes", "measurements", "text")}
     views["text"][:5] = np.nan
-    part = Part(views, np.ones((20, 1)), generator.normal(size=20))
+    part = Part(views, np.ones((20, 1)), generator.normal(size=20), np.zeros((20, 30)))
     assert not np.isnan(part.features).any()
     assert (part.features[:5, 6:] == 0).all()
-    inputs = inputs_of("raw", {"train": part}, None, 0)["train"]
-    assert inputs.shape == (20, 10)
+    assert inputs_of("raw", {"train": part}, None, 0)["train"].shape == (20, 31)  # every column, and demographics
 
 
 def test_differences_are_paired():
