@@ -153,9 +153,10 @@ def test_refusals_name_the_argument():
 
 
 def test_pure_under_jit():
+    """Two programs round differently, and a fit stops anywhere within its tolerance of the likelihood, whose root scores move by."""
     views = [jnp.asarray(view) for view in small()[0]]
     compiled = jax.jit(lambda views: fit_copula(views, TWO).transform(views))(views)
-    assert_close(compiled, fit_copula(views, TWO).transform(views), "scores", slack=1e8)
+    assert_at_most(relative(compiled, fit_copula(views, TWO).transform(views)), 1e-3, "scores")
 
 
 def correlation_gram(truth):
