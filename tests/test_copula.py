@@ -153,7 +153,7 @@ def test_refusals_name_the_argument():
 
 
 def test_pure_under_jit():
-    """Two programs round differently, and a fit stops anywhere within its tolerance of the likelihood, whose root scores move by."""
+    """Two programs round differently, and a fit stops where its likelihood is flat to a tolerance: scores move by its root."""
     views = [jnp.asarray(view) for view in small()[0]]
     compiled = jax.jit(lambda views: fit_copula(views, TWO).transform(views))(views)
     assert_at_most(relative(compiled, fit_copula(views, TWO).transform(views)), 1e-3, "scores")
