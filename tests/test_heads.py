@@ -151,6 +151,7 @@ def test_the_front_door_names_them():
     assert (hcl_jax.survival, hcl_jax.repeated) == (survival, repeated)
 
 
+@pytest.mark.slow
 def test_hazards_are_predicted_for_samples_that_were_not_seen(tmp_path):
     frames, number, _ = drawn()
     got = of_survival()
@@ -181,6 +182,7 @@ def test_nothing_is_predicted_where_the_hazard_has_nothing_to_do_with_the_views(
     assert all(abs(mean - 0.5) < 0.12 for mean in seen.outcome["mean"])
 
 
+@pytest.mark.slow
 def test_visits_of_subjects_that_were_not_seen(tmp_path):
     frames, number, _ = drawn()
     subject = timed()[2]
