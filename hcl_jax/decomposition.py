@@ -1,109 +1,51 @@
 """The front door: from an analyst's own views to structures, scores, uncertainty and predictions, whatever the method."""
 
 import dataclasses
-import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import polars as pl
-from jaxtyping import Array, Float, Key
+from jaxtyping import Float
 
 import hcl_jax
 from hcl_jax.annotated import as_mudata
 from hcl_jax.assessment import Evaluation, cross_validate
-from hcl_jax.baselines import BASELINES, SUPERVISED
-from hcl_jax.compiled import bucket
 from hcl_jax.covariance import SampleCovariance
-from hcl_jax.estimators import ESTIMATORS, Estimate
-from hcl_jax.estimators.missing import PatternMoments
+from hcl_jax.estimators import Estimate
 from hcl_jax.explained import Reading, ShareIntervals, reading_of, row_shares, share_intervals
-from hcl_jax.fisher import NOISE
-from hcl_jax.fitted import Fitted, LinearFit, active_structures, column_structures, fit_estimator, linear_from_state
+from hcl_jax.fitted import Fitted, LinearFit, active_structures, column_structures, linear_from_state
+from hcl_jax.fitting import Settings, choose_hierarchy, completed, fit_method, response_of, scores_of
 from hcl_jax.heads import Head, fit_head
 from hcl_jax.intervals import EFFICIENT, VALID, Located, check_level, feature_share_intervals, located
-from hcl_jax.networks import BLIND, METHODS, NETWORKS, configuration
+from hcl_jax.networks import METHODS
 from hcl_jax.networks.links import linked_from_state
 from hcl_jax.networks.network import fit_from_state
 from hcl_jax.npz import read_npz, write_npz
 from hcl_jax.outcomes import Outcome, as_outcome
 from hcl_jax.problems import check_fittable, problems
 from hcl_jax.reading import match_features, read_views
-from hcl_jax.selection import UNSTABLE, PermutationNull, Stability, half_split_stability, permutation_null, select_structures
+from hcl_jax.selection import UNSTABLE, PermutationNull, Stability, half_split_stability, permutation_null
 from hcl_jax.structure import (
     CONVERGED,
     STATUS_WORDS,
     Hierarchy,
     Structure,
-    full_lattice,
     labelled_structure,
     structure_label,
 )
-from hcl_jax.views import Views, as_matrix, check_count, check_options, presence_table, standardise
+from hcl_jax.views import Views, as_matrix, check_count, presence_table
 
 FORMAT = 1
 """Of saved files."""
-MISSING = ("model", "impute-cells", "complete")
-FEW_FEATURES = 30
-"""Views of fewer have noise by feature in the search for structures."""
 CHANCE = 0.05
 """Shared structures with a larger p-value are called no better than chance."""
 EXPECTED = "a decomposition that was saved by Decomposition.save"
-METHOD_NAMES = (*ESTIMATORS, *BASELINES, *NETWORKS)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of `fit`, but for the data."""
-
-    method: str = "hcl-vb"
-    structures: Any = "all"
-    ranks: Any = "auto"
-    noise: str = "view"
-    standardise: bool = True
-    missing: str = "model"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_options(self, choices={"method": METHOD_NAMES, "noise": NOISE, "missing": MISSING})
-        check_count(self.seed, "seed", 0)
-        if not isinstance(self.standardise, bool):
-            raise ValueError(f"standardise: is {self.standardise!r}; expected True or False")
-
-    @property
-    def key(self) -> Key[Array, ""]:
-        return jr.key(self.seed)
-
-    @property
-    def lacking(self) -> str:
-        """What `fit_estimator` calls `missing`."""
-        return "impute-cells" if self.missing == "impute-cells" else "views"
-
-    def search_noise(self, dims: Sequence[int]) -> str:
-        """The noise of the search for structures: by feature where features were brought to variance 1 and some view has few of
-        them. Standardised features differ in noise, and there odds would take the difference for factors; in views of many the
-        floor of variance explained sees to that."""
-        return "feature" if self.standardise and min(dims) < FEW_FEATURES else self.noise
-
-    def in_names(self, names: Sequence[str]) -> "Settings":
-        """The same, with structures by the names of their views. Raises `ValueError` for one that cannot be."""
-        structures, ranks = self.structures, self.ranks
-        if structures != "all":
-            if isinstance(structures, str) or not isinstance(structures, Sequence) or not structures:
-                raise ValueError(f"structures: is {structures!r}; expected 'all', or a list such as [{names[0]!r}]")
-            read = [labelled_structure(s, names, "structures") for s in structures]
-            structures = tuple(structure_label(s, names) for s in read)
-        if isinstance(ranks, Mapping):
-            ranks = {structure_label(labelled_structure(s, names, "ranks"), names): rank for s, rank in ranks.items()}
-        elif ranks != "auto":
-            check_count(ranks, "ranks", 1)
-        return dataclasses.replace(self, structures=structures, ranks=ranks)
 
 
 def fit(
@@ -154,10 +96,10 @@ def fit(
 
 def decompose(read: Views, settings: Settings, outcome: Outcome | None = None, frames: str = "polars") -> "Decomposition":
     """`fit`, of views and an outcome that have been read."""
-    response = _response(settings.method, outcome)
+    response = response_of(settings.method, outcome)
     hierarchy, at_cap = choose_hierarchy(read, settings)
-    fitted = _fit_method(read, hierarchy, settings, response, outcome)
-    scores = _scores(fitted, read, settings)
+    fitted = fit_method(read, hierarchy, settings, response, outcome)
+    scores = scores_of(fitted, read, settings)
     reading = reading_of(fitted, read, scores)
     head = None if outcome is None else fit_head(scores, outcome, jr.fold_in(settings.key, 1))
     Z, present = reading.standardised(read)
@@ -181,89 +123,6 @@ def decompose(read: Views, settings: Settings, outcome: Outcome | None = None, f
         data=read,
         outcome=outcome,
     )
-
-
-def choose_hierarchy(read: Views, settings: Settings) -> tuple[Hierarchy, tuple[Structure, ...]]:
-    """(structures and ranks, as the settings give them or as the data support them; those that have all columns offered)."""
-    names, ranks = read.names, settings.ranks
-    if isinstance(ranks, Mapping):
-        return Hierarchy(read.dims, {labelled_structure(s, names, "ranks"): rank for s, rank in ranks.items()}), ()
-    listed = settings.structures != "all"
-    wanted = [labelled_structure(s, names, "structures") for s in settings.structures] if listed else []
-    if ranks != "auto":
-        return Hierarchy(read.dims, dict.fromkeys(wanted if listed else full_lattice(len(names)), ranks)), ()
-    offered = Hierarchy(read.dims, dict.fromkeys(wanted, 1)) if listed else None
-    selection = select_structures(_covariance(read, settings), offered, dims=read.dims, noise=settings.search_noise(read.dims))
-    return selection.hierarchy, tuple(s for s in selection.hierarchy.structures if selection.at_cap[s])
-
-
-def _covariance(read: Views, settings: Settings) -> SampleCovariance | PatternMoments:
-    """Of standardised features, where rows lack views by pattern of presence; single cells that are missing are at the mean."""
-    matrices = list(read.matrices)
-    if settings.missing == "impute-cells":
-        matrices = [np.where(np.isnan(X), np.nanmean(X, axis=0, keepdims=True), X) for X in map(np.asarray, matrices)]
-    if presence_table(read).all() or settings.missing == "impute-cells":
-        filled = np.concatenate(matrices, axis=1)
-        return SampleCovariance.from_data(standardise(filled, filled), form="padded")
-    moments = PatternMoments.from_data(matrices)
-    variances = moments.covariance().variances()
-    return moments.divided_by(jnp.where(variances > 0, jnp.sqrt(variances), jnp.inf))
-
-
-def _fit_method(
-    read: Views, hierarchy: Hierarchy, settings: Settings, response: Float[np.ndarray, " n"] | None, outcome: Outcome | None
-) -> Fitted:
-    method, matrices = settings.method, list(read.matrices)
-    if method in ESTIMATORS:
-        options = {"noise": settings.noise} if "noise" in inspect.signature(ESTIMATORS[method]).parameters else {}
-        return fit_estimator(matrices, hierarchy, method, missing=settings.lacking, scaled=settings.standardise, **options)
-    if method in BASELINES:
-        return BASELINES[method](matrices, hierarchy, y=response, key=settings.key)
-    config, n_classes = configuration(method), None if outcome is None or outcome.classes is None else len(outcome.classes)
-    if response is not None and n_classes is not None and hasattr(config, "n_classes"):
-        config, response = dataclasses.replace(config, n_classes=n_classes), response.astype(np.int32)
-    return NETWORKS[method](matrices, hierarchy, config=config, y=response, key=settings.key)
-
-
-def _response(method: str, outcome: Outcome | None) -> Float[np.ndarray, " n"] | None:
-    """What a supervised method sees of the outcome. Raises `ValueError` for an outcome that it cannot take."""
-    if outcome is None:
-        if method in SUPERVISED:
-            raise ValueError(f"y: is None; expected an outcome, which {method} is fitted to")
-        return None
-    if method in SUPERVISED and outcome.classes is not None and len(outcome.classes) > 2:
-        raise ValueError(f"y: has {len(outcome.classes)} classes; expected numbers or two classes, as {method} is a regression")
-    if outcome.kind == "survival":  # networks do without
-        if method in SUPERVISED:
-            raise ValueError(f"y: are survival times; expected numbers or two classes, as {method} is a regression")
-        return None
-    if outcome.known.all():
-        return outcome.values
-    if method in SUPERVISED or method in NETWORKS and method not in BLIND:
-        unknown = f"{int((~outcome.known).sum())} of {len(outcome.known)} samples"
-        raise ValueError(f"y: is unknown for {unknown}; expected an outcome for each, as {method} is fitted to it")
-    return None
-
-
-def _scores(fitted: Fitted, read: Views, settings: Settings) -> Float[np.ndarray, "n R"]:
-    """Those of rows, whatever they lack: what is expected of factors is linear in what is expected of the cells."""
-    matrices = _filled_up(read)
-    if settings.missing == "impute-cells" and isinstance(fitted, LinearFit):
-        filled = np.asarray(fitted.impute(matrices, missing="impute-cells")[0])
-        matrices = np.split(filled, np.cumsum(fitted.dims)[:-1], axis=1)
-    return np.asarray(fitted.transform(matrices))[: read.n_samples]
-
-
-def _completed(fitted: LinearFit, read: Views, settings: Settings) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-    """(all views side by side, what is missing predicted; standard deviations of the predictions)."""
-    values, deviations = fitted.impute(_filled_up(read), missing=settings.lacking)
-    return np.asarray(values)[: read.n_samples], np.asarray(deviations)[: read.n_samples]
-
-
-def _filled_up(read: Views) -> list[np.ndarray]:
-    """The views with their last row repeated up to a shared number of rows: no number of samples has its own program."""
-    extra = bucket(read.n_samples) - read.n_samples
-    return [np.concatenate([matrix, np.repeat(np.asarray(matrix)[-1:], extra, axis=0)]) for matrix in read.matrices]
 
 
 @dataclass(frozen=True)
@@ -474,7 +333,7 @@ class Decomposition:
         if not isinstance(self.fitted, LinearFit):
             raise ValueError(f"method: is {self.settings.method!r}, which has no noise model; expected one that has, as hcl-vb")
         rows = self.hierarchy.rows(m)
-        values, deviations = (array[:, rows].T for array in _completed(self.fitted, read, self.settings))
+        values, deviations = (array[:, rows].T for array in completed(self.fitted, read, self.settings))
         names = self.feature_names[m - 1]
         return (
             self._by_sample(read, dict(zip(names, values, strict=True))),
@@ -503,11 +362,11 @@ class Decomposition:
         """View m (from 0) of rows that lack it, in the units of the data; None where the method has no noise model."""
         if not isinstance(self.fitted, LinearFit) or self.fitted.noise_variance is None:
             return None
-        return _completed(self.fitted, read, self.settings)[0][:, self.hierarchy.rows(m + 1)]
+        return completed(self.fitted, read, self.settings)[0][:, self.hierarchy.rows(m + 1)]
 
     def score_matrix(self, read: Views) -> Float[np.ndarray, "n R"]:
         """The scores of views that have been read, as they stand."""
-        return _scores(self.fitted, read, self.settings)
+        return scores_of(self.fitted, read, self.settings)
 
     # outcome
 

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 from scipy.special import log_softmax, softmax
 
 from hcl_jax.compiled import bucket
@@ -88,26 +87,9 @@ def _of_numbers(Z: Float[np.ndarray, "n K"], outcome: Outcome, key: Key[Array, "
         _, subject = np.unique(outcome.subjects, return_inverse=True)
         n_folds = min(N_FOLDS, subject.max() + 1)
         place = np.asarray(jr.permutation(key, subject.max() + 1))
-        folds = _moments(Z, outcome.values.astype(Z.dtype), place[subject] % n_folds, n_folds)
+        folds = FoldMoments.from_rows(Z, outcome.values.astype(Z.dtype), n_folds, folds=place[subject] % n_folds)
     fit = ridge(folds)
     return np.asarray(fit.coefficients)[:, None], np.asarray(fit.intercept)[None]
-
-
-def _moments(Z: Float[np.ndarray, "n K"], y: Float[np.ndarray, " n"], fold: Int[np.ndarray, " n"], n_folds: int) -> FoldMoments:
-    """Of rows in these folds, about their means: in NumPy, so that folds of other sizes are no other programs."""
-    origin, y_origin = Z.mean(axis=0), y.mean()
-    rows = [(Z[fold == i] - origin, y[fold == i] - y_origin) for i in range(n_folds)]
-    sums = lambda of: jnp.asarray(np.stack([of(X, v) for X, v in rows]).astype(Z.dtype))
-    return FoldMoments(
-        count=sums(lambda X, v: len(v)),
-        x=sums(lambda X, v: X.sum(axis=0)),
-        xx=sums(lambda X, v: X.T @ X),
-        xy=sums(lambda X, v: X.T @ v),
-        y=sums(lambda X, v: v.sum()),
-        yy=sums(lambda X, v: v @ v),
-        origin=jnp.asarray(origin),
-        y_origin=jnp.asarray(y_origin),
-    )
 
 
 def _of_classes(Z: Float[np.ndarray, "n K"], outcome: Outcome, key: Key[Array, ""]) -> Fit:

@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, Transfo
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from hcl_jax.decomposition import Decomposition, Settings, decompose
+from hcl_jax.decomposition import Decomposition, decompose
+from hcl_jax.fitting import Settings
 from hcl_jax.heads import fit_head
 from hcl_jax.outcomes import N_FOLDS, Outcome
 from hcl_jax.reading import read_views

@@ -14,6 +14,7 @@ rows, on scores and demographics. Thresholds of ACC and F1 are chosen on the tun
 Splits that are in the output folder are not computed again.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,10 +31,11 @@ from tqdm import tqdm
 
 import hcl_jax
 from hcl_jax.baselines import SUPERVISED
-from hcl_jax.decomposition import METHOD_NAMES
+from hcl_jax.estimators import BY_PATTERN
 from hcl_jax.evaluation import corrected_mean
 from hcl_jax.experiments import configure
 from hcl_jax.experiments.command_line import error_line, parse, peek
+from hcl_jax.fitting import METHOD_NAMES
 from hcl_jax.heads import fit_head
 from hcl_jax.outcomes import Outcome
 from hcl_jax.records import (
@@ -50,9 +52,11 @@ from hcl_jax.records import (
 from hcl_jax.records import fit as fit_modalities
 from hcl_jax.records.modalities import VIEWS, Modalities
 from hcl_jax.records.splits import PARTS
+from hcl_jax.structure import CONVERGED
 from hcl_jax.views import check_count
 
 PROGRAM = "health_records.py"
+TEST_SHARE = 0.2 / 0.9  # of training and test rows: a tenth is for thresholds
 RAW, PCA, BOOSTING, DEMOGRAPHICS = "raw", "pca", "boosting", "demographics"
 BESIDE = (RAW, PCA, BOOSTING, DEMOGRAPHICS)
 EXTRACT: dict[str, Callable[[Path, Path], None]] = {"eicu": extract_eicu, "mimic-iv": extract_mimic_iv}
@@ -170,23 +174,24 @@ def _scaled(X: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     return (X - mean)[:, deviation > 0] / deviation[deviation > 0]
 
 
-def inputs_of(method: str, parts: dict[str, Part], study: Study, seed: int) -> dict[str, np.ndarray]:
-    """What the head of a method sees of each part: its scores of the modalities, and demographics."""
+def inputs_of(method: str, parts: dict[str, Part], study: Study, seed: int) -> tuple[dict[str, np.ndarray], int]:
+    """(what the head of a method sees of each part: its scores of the modalities, and demographics; the status of the fit)."""
+    status = CONVERGED
     if method == DEMOGRAPHICS:
-        return {name: part.beside for name, part in parts.items()}
+        return {name: part.beside for name, part in parts.items()}, status
     if method in (RAW, BOOSTING):
         scores = {name: part.columns for name, part in parts.items()}
     elif method == PCA:
         _, _, axes = np.linalg.svd(parts[PARTS[0]].features, full_matrices=False)
         scores = {name: part.features @ axes[: 7 * study.rank].T for name, part in parts.items()}
     else:
-        train, complete = parts[PARTS[0]], method not in ("hcl-vb", "hcl-ml")
+        train, complete = parts[PARTS[0]], method not in BY_PATTERN
         views = {name: _views(part, complete) for name, part in parts.items()}
         # structures and ranks are the same for all methods, so that they differ in how they fit them
         found = hcl_jax.fit(views[PARTS[0]], y=_response(method, train), ranks=study.rank, method=method, seed=seed)
-        columns = list(found.score_names)
+        columns, status = list(found.score_names), int(found.fitted.status)
         scores = {name: found.transform(held).select(columns).to_numpy() for name, held in views.items()}
-    return {name: np.column_stack([scores[name], part.beside]) for name, part in parts.items()}
+    return {name: np.column_stack([scores[name], part.beside]) for name, part in parts.items()}, status
 
 
 def _views(part: Part, complete: bool) -> dict[str, np.ndarray]:
@@ -208,14 +213,14 @@ def boosted(inputs: dict[str, np.ndarray], y: np.ndarray, classes: bool, seed: i
     return {name: model.predict(X) for name, X in inputs.items()}
 
 
-def predicted(method: str, parts: dict[str, Part], classes: bool, study: Study, seed: int) -> dict[str, np.ndarray]:
-    """By part the probability of the positive class, or the number that is expected."""
-    inputs, y = inputs_of(method, parts, study, seed), parts[PARTS[0]].y
+def predicted(method: str, parts: dict[str, Part], classes: bool, study: Study, seed: int) -> tuple[dict[str, np.ndarray], int]:
+    """(by part the probability of the positive class, or the number that is expected; the status of the fit)."""
+    (inputs, status), y = inputs_of(method, parts, study, seed), parts[PARTS[0]].y
     if method == BOOSTING:
-        return boosted(inputs, y, classes, seed)
+        return boosted(inputs, y, classes, seed), status
     outcome = Outcome(y, np.ones(len(y), bool), (0, 1) if classes else None)
     head = fit_head(inputs[PARTS[0]], outcome, jr.key(seed))
-    return {name: head.probabilities(X)[:, 1] if classes else head.outputs(X)[:, 0] for name, X in inputs.items()}
+    return {name: head.probabilities(X)[:, 1] if classes else head.outputs(X)[:, 0] for name, X in inputs.items()}, status
 
 
 def class_metrics(p: np.ndarray, y: np.ndarray, tuning_p: np.ndarray, tuning_y: np.ndarray) -> dict[str, float]:
@@ -242,63 +247,78 @@ def number_metrics(predicted: np.ndarray, y: np.ndarray, mean: float) -> dict[st
     }
 
 
-def split_rows(events: pl.LazyFrame, groups: pl.DataFrame, task: Task, methods: list[str], study: Study, seed: int) -> list[dict]:
+def split_rows(
+    events: pl.LazyFrame, groups: pl.DataFrame, labels: pl.DataFrame, methods: list[str], study: Study, seed: int
+) -> list[dict[str, Any]]:
     """One row a method and metric."""
-    labels = label(events, task).table
     parts = parts_of(events, labels, split(labels, groups, study.by, seed=seed))
     classes, found = "boolean_value" in labels.columns, []
     for method in methods:
-        told = predicted(method, parts, classes, study, seed)
+        told, status = predicted(method, parts, classes, study, seed)
         tuning, test = parts[PARTS[1]], parts[PARTS[2]]
         metrics = (
             class_metrics(told[PARTS[2]], test.y, told[PARTS[1]], tuning.y)
             if classes
             else number_metrics(told[PARTS[2]], test.y, float(parts[PARTS[0]].y.mean()))
         )
-        about = {"task": task.name, "split": seed, "method": method, "by": "+".join(study.by), "rank": study.rank}
+        about = {"split": seed, "method": method, "by": "+".join(study.by), "rank": study.rank, "status": status}
         found += [about | {"metric": name, "value": float(value)} for name, value in metrics.items()]
     return found
 
 
+def events_of(study: Study) -> Path:
+    """The MEDS folder, extracted into the output folder if the data are raw tables. Raises `ValueError` for an output folder that
+    holds other data."""
+    about, source = study.output / "source.json", {"data": study.data, "folder": str(study.folder.resolve())}
+    if about.is_file() and (held := json.loads(about.read_text())) != source:
+        raise ValueError(f"output: {study.output} holds {held['data']} of {held['folder']}; expected another folder")
+    study.output.mkdir(parents=True, exist_ok=True)
+    about.write_text(json.dumps(source))
+    if study.data not in EXTRACT:
+        return study.folder
+    folder = study.output / "meds"
+    if not folder.is_dir():
+        EXTRACT[study.data](study.folder, folder)
+    return folder
+
+
 def run(study: Study) -> pl.DataFrame:
-    """The table of the output folder with all splits that are asked for."""
-    folder = study.folder
-    if study.data in EXTRACT:
-        folder = study.output / "meds"
-        if not folder.is_dir():
-            EXTRACT[study.data](study.folder, folder)
-    events, tasks = read_meds(folder), tasks_of(study)
+    """The table of the output folder: the splits that are asked for, computed where they are not there."""
+    folder = events_of(study)
+    events, groups, path = read_meds(folder), read_groups(folder), study.output / "scores.parquet"
+    labels = {name: label(events, tasks_of(study)[name]) for name in study.tasks}
     if study.dry_run:
-        return pl.concat([label(events, tasks[name]).flow.select(pl.lit(name).alias("task"), pl.all()) for name in study.tasks])
-    path, groups = study.output / "scores.parquet", read_groups(folder)
+        return pl.concat([labels[name].flow.select(pl.lit(name).alias("task"), pl.all()) for name in study.tasks])
+    same = (pl.col("by") == "+".join(study.by)) & (pl.col("rank") == study.rank)
     table = pl.read_parquet(path) if path.is_file() else None
-    wanted = [(name, study.seed + i) for name in study.tasks for i in range(study.splits)]
-    for name, seed in tqdm(wanted, unit="split", disable=None):
-        mine = (pl.col("task") == name) & (pl.col("split") == seed) & (pl.col("by") == "+".join(study.by))
-        there = set() if table is None else set(table.filter(mine & (pl.col("rank") == study.rank))["method"])
-        methods = [method for method in study.methods if method not in there]
-        if not methods:
-            continue
-        rows = pl.DataFrame(split_rows(events, groups, tasks[name], methods, study, seed))
-        table = rows if table is None else pl.concat([table, rows])
-        part = path.with_suffix(".part")
-        table.write_parquet(part)
-        part.replace(path)
-    assert table is not None
-    asked = pl.col("task").is_in(study.tasks) & pl.col("method").is_in(study.methods) & (pl.col("rank") == study.rank)
-    return table.filter(asked & pl.col("split").is_in([seed for _, seed in wanted]))
+    seeds = range(study.seed, study.seed + study.splits)
+    for name, seed in tqdm([(name, seed) for name in study.tasks for seed in seeds], unit="split", disable=None):
+        mine = same & (pl.col("task") == name) & (pl.col("split") == seed)
+        there = set() if table is None else set(table.filter(mine)["method"])
+        if methods := [method for method in study.methods if method not in there]:
+            rows = split_rows(events, groups, labels[name].table, methods, study, seed)
+            found = pl.DataFrame(rows).select(pl.lit(name).alias("task"), pl.all())
+            table = found if table is None else pl.concat([table, found])
+            part = path.with_suffix(".part")
+            table.write_parquet(part)
+            part.replace(path)
+    assert table is not None, "a study has a split"
+    asked = same & pl.col("task").is_in(study.tasks) & pl.col("method").is_in(study.methods)
+    return table.filter(asked & pl.col("split").is_in(list(seeds)))
 
 
 def summary(table: pl.DataFrame) -> pl.DataFrame:
-    """Means over splits with standard errors corrected for rows that splits share, and differences to all features, paired."""
+    """Means over splits with standard errors corrected for rows that splits share, the number of fits that did not converge, and
+    differences to all features, paired."""
     rows = []
     for (task, method, metric), group in table.group_by("task", "method", "metric", maintain_order=True):
         values = group.sort("split")["value"].to_numpy()
-        mean, error = corrected_mean(values, 2 / 9)  # test rows to training rows, of both
+        mean, error = corrected_mean(values, TEST_SHARE)
         row = {"task": task, "metric": metric, "method": method, "mean": mean, "standard_error": error, "splits": len(values)}
+        row["not_converged"] = group.filter(pl.col("status") != CONVERGED).height
         beside = table.filter((pl.col("task") == task) & (pl.col("method") == RAW) & (pl.col("metric") == metric)).sort("split")
         if len(beside) == len(values):
-            row["above_raw"], row["difference_error"] = corrected_mean(values - beside["value"].to_numpy(), 2 / 9)
+            row["above_raw"], row["difference_error"] = corrected_mean(values - beside["value"].to_numpy(), TEST_SHARE)
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None).sort("task", "metric", maintain_order=True)
 

@@ -1,6 +1,7 @@
 """The study of health records: from the demo's tables to a table of methods, gone on from where it was."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 from helpers import PLACES
 
-from simulations.health_records import Part, class_metrics, inputs_of, main, number_metrics, summary
+from simulations.health_records import Part, Study, class_metrics, events_of, inputs_of, main, number_metrics, summary
 
 pytest.importorskip("meds")
 EICU = Path(os.environ.get("HCL_DATA", PLACES["HCL_DATA"])) / "eicu_demo/csv"
@@ -65,13 +66,15 @@ def test_rows_without_a_modality_count_for_the_others():
     part = Part(views, np.ones((20, 1)), generator.normal(size=20), np.zeros((20, 30)))
     assert not np.isnan(part.features).any()
     assert (part.features[:5, 6:] == 0).all()
-    assert inputs_of("raw", {"train": part}, None, 0)["train"].shape == (20, 31)  # every column, and demographics
+    inputs, status = inputs_of("raw", {"train": part}, None, 0)
+    assert status == 0
+    assert inputs["train"].shape == (20, 31)  # every column, and demographics
 
 
 def test_differences_are_paired():
     """A method that is .1 above raw in every split is .1 above, without error, however much splits differ."""
     rows = [
-        {"task": "t", "split": i, "method": method, "metric": "auc", "value": value}
+        {"task": "t", "split": i, "method": method, "metric": "auc", "value": value, "status": int(i == 0)}
         for i, base in enumerate((0.5, 0.7, 0.9))
         for method, value in (("raw", base), ("hcl-vb", base + 0.1))
     ]
@@ -79,3 +82,14 @@ def test_differences_are_paired():
     assert row["above_raw"] == pytest.approx(0.1)
     assert row["difference_error"] == pytest.approx(0, abs=1e-12)
     assert row["standard_error"] > 0.1
+    assert row["not_converged"] == 1
+
+
+def test_an_output_folder_holds_one_source(tmp_path):
+    """Other tables into the same folder would be called what the first ones were."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    study = Study(tmp_path / "first", data="meds", output=tmp_path / "out")
+    assert events_of(study) == events_of(study) == tmp_path / "first"
+    with pytest.raises(ValueError, match="output: .*out holds meds of .*first; expected another folder"):
+        events_of(replace(study, folder=tmp_path / "second"))

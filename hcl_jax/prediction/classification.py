@@ -97,6 +97,19 @@ def softmax_regression(
     return _softmax_regression(scores, labels, held, key, fold_scores, hierarchy, rule, *sizes, max_steps)
 
 
+def _loss_gradient(
+    Z: Float[Array, "n K"],
+    B: Float[Array, "K C"],
+    intercept: Float[Array, " C"],
+    targets: Float[Array, "n C"],
+    weights: Float[Array, " n"],
+) -> tuple[Float[Array, "K C"], Float[Array, " C"]]:
+    """Of the weighted mean log loss, in the coefficients and in the intercept."""
+    probabilities = jax.nn.softmax(Z @ B + intercept[None, :], axis=1)
+    residual = (probabilities - targets) * (weights / weights.sum())[:, None]
+    return Z.T @ residual, residual.sum(axis=0)
+
+
 @compiled
 def _softmax_regression(
     scores: Float[Array, "n K"],
@@ -131,11 +144,6 @@ def _softmax_regression(
         _, _, fold_variances, fold_Z = jax.lax.map(rotated, fold_scores)
         own, sets, spreads = 0, jnp.concatenate([Z[None], fold_Z]), jnp.concatenate([variances[None], fold_variances])
 
-    def loss_gradient(Z, B, intercept, weights):
-        probabilities = jax.nn.softmax(Z @ B + intercept[None, :], axis=1)
-        residual = (probabilities - targets) * (weights / weights.sum())[:, None]
-        return Z.T @ residual, residual.sum(axis=0)
-
     # a fold's rows may spread up to n/n_f times as far as all rows do; the intercept is its own, orthogonal, direction
     slack = jnp.max(n / kept[1:].sum(axis=1))
     if hierarchy is None:
@@ -143,16 +151,15 @@ def _softmax_regression(
     else:
         groups = group_index(hierarchy)
         sizes = jnp.sqrt(jnp.asarray(np.bincount(groups), dtype))
-        gradient, _ = loss_gradient(
-            Z, jnp.zeros((Z.shape[1], n_classes), dtype), jnp.log(targets.sum(axis=0) / n + 1e-12), kept[0]
-        )
+        nothing, frequencies = jnp.zeros((Z.shape[1], n_classes), dtype), targets.sum(axis=0) / n
+        gradient, _ = _loss_gradient(Z, nothing, jnp.log(frequencies + 1e-12), targets, kept[0])
         largest = jnp.max(group_norms(jnp.linalg.norm(gradient, axis=1), groups) / sizes)
         penalties = largest * jnp.logspace(0, -3, n_penalties, dtype=dtype)
 
     def solve(Z, variances, weights, start, penalty):
         def step(both):
             B, intercept = both[:-1], both[-1]
-            slope, intercept_slope = loss_gradient(Z, B, intercept, weights)
+            slope, intercept_slope = _loss_gradient(Z, B, intercept, targets, weights)
             intercept = intercept - 2 * intercept_slope / slack
             if hierarchy is None:
                 curvature = slack * variances / 2 + penalty

@@ -52,8 +52,11 @@ class FoldMoments(eqx.Module):
     y_origin: Float[Array, ""]
 
     @classmethod
-    def from_rows(cls, x: Any, y: Any, n_folds: int = 5, key: Any = None) -> "FoldMoments":
-        """Of m × d rows and their m responses, cut into folds of nearly equal size: in the order given, or shuffled by `key`.
+    def from_rows(
+        cls, x: Any, y: Any, n_folds: int = 5, key: Any = None, folds: Int[np.ndarray, " m"] | None = None
+    ) -> "FoldMoments":
+        """Of m × d rows and their m responses, cut into folds of nearly equal size, in the order given or shuffled by `key`; or
+        in the `folds` given, of every row a number below `n_folds`.
 
         Raises `ValueError` for fewer rows than folds, fewer than two folds, a response that is not one number a row, and, outside
         of compiled code, values that are not finite.
@@ -65,16 +68,19 @@ class FoldMoments(eqx.Module):
             order = jr.permutation(as_key(key, "to shuffle the rows"), x.shape[0])
             x, y = x[order], y[order]
         edges = [round(x.shape[0] * i / n_folds) for i in range(n_folds + 1)]
+        if folds is not None:
+            by_fold = np.argsort(folds, kind="stable")
+            x, y, edges = x[by_fold], y[by_fold], [0, *np.cumsum(np.bincount(folds, minlength=n_folds)).tolist()]
         origin, y_origin = x.mean(axis=0), y.mean()
         x, y = x - origin[None, :], y - y_origin
-        folds = [(x[a:b], y[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        parts = [(x[a:b], y[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         return cls(
             jnp.diff(jnp.array(edges)).astype(x.dtype),
-            jnp.stack([rows.sum(axis=0) for rows, _ in folds]),
-            jnp.stack([rows.T @ rows for rows, _ in folds]),
-            jnp.stack([rows.T @ responses for rows, responses in folds]),
-            jnp.stack([responses.sum() for _, responses in folds]),
-            jnp.stack([jnp.sum(responses**2) for _, responses in folds]),
+            jnp.stack([rows.sum(axis=0) for rows, _ in parts]),
+            jnp.stack([rows.T @ rows for rows, _ in parts]),
+            jnp.stack([rows.T @ responses for rows, responses in parts]),
+            jnp.stack([responses.sum() for _, responses in parts]),
+            jnp.stack([jnp.sum(responses**2) for _, responses in parts]),
             origin,
             y_origin,
         )

@@ -74,6 +74,7 @@ class Records:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 2, after one line, for tables that are not what they should be."""
     try:
         tyro.cli(Records, prog="python -m hcl_jax.records", args=arguments).run()
     except ValueError as error:

@@ -36,6 +36,8 @@ class Task:
 
 
 class Labels(NamedTuple):
+    """The labels of a task, and how its cohort came about."""
+
     table: pl.DataFrame
     """subject_id, prediction_time and boolean_value or float_value, in the order of the first two."""
     flow: pl.DataFrame

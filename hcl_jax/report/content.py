@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from hcl_jax import __version__
-from hcl_jax.decomposition import Decomposition, Settings
+from hcl_jax.decomposition import Decomposition
+from hcl_jax.fitting import Settings
 from hcl_jax.selection import NoFactorError
 from hcl_jax.structure import Structure
 from hcl_jax.views import presence_table
