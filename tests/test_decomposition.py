@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from test_compilation import compilations
 
 from hcl_jax.covariance import SampleCovariance
 from hcl_jax.decomposition import Decomposition, fit, load
@@ -308,3 +309,19 @@ def test_questions_about_what_is_not_there():
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
             ask()
+
+
+def test_a_second_call_compiles_nothing():
+    """Of a view that samples lack, of their scores and of what they predict, for as many samples."""
+    got, (frames, _, _) = decomposed(), drawn()
+    new = {name: frame for name, frame in frames.items() if name != "meth"}
+
+    def ask():
+        got.impute("meth", new)
+        got.transform(new)
+        got.predict(new)
+
+    ask()
+    with compilations() as seconds:
+        ask()
+    assert not seconds

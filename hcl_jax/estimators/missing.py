@@ -167,6 +167,7 @@ def view_grams(loadings: Float[Array, "d K"], psi: Float[Array, " d"], dims: Seq
     return jnp.stack([loadings[a:b].T @ weighted[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
 
 
+@compiled
 def posterior_covariances(
     grams: Float[Array, "M K K"], present: Bool[Array, "P M"]
 ) -> tuple[Float[Array, "P K K"], Float[Array, " P"]]:
@@ -175,6 +176,7 @@ def posterior_covariances(
     return jax.lax.map(spd_inverse, precisions + jnp.eye(grams.shape[1], dtype=grams.dtype)[None])
 
 
+@compiled
 def by_own_matrix(rows: Float[Array, "n K"], matrices: Float[Array, "P K K"], pattern: Int[Array, " n"]) -> Float[Array, "n K"]:
     """Every row times the matrix of its pattern, some thousand rows at a time."""
     return jax.lax.map(lambda row: row[0] @ matrices[row[1]], (rows, pattern), batch_size=ROWS)
